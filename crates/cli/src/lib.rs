@@ -1,0 +1,1 @@
+//! The OCI command line: a client of the sandbox's daemon.

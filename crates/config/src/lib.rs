@@ -1,0 +1,1 @@
+//! configuration.toml: read, then understood.

@@ -1,0 +1,1 @@
+//! The OCI runtime specification as serde structs.

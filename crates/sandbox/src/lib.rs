@@ -1,0 +1,1 @@
+//! The engine: one sandbox, one task, one queue.

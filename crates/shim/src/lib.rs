@@ -1,0 +1,1 @@
+//! containerd's Task service over the engine.

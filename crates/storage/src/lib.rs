@@ -1,0 +1,1 @@
+//! Root file systems and volumes: the share and its file daemon.

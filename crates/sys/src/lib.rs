@@ -1,0 +1,1 @@
+//! System calls: the one place for unsafe code.

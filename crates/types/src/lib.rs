@@ -1,0 +1,24 @@
+//! Identifiers, units and names shared by host and guest; no IO.
+
+mod id;
+mod unit;
+
+pub use id::{ContainerId, ExecId, IdError, SandboxId};
+pub use unit::Mib;
+
+/// The vsock port on which the agent serves ttrpc (upstream's number).
+pub const AGENT_VSOCK_PORT: u32 = 1024;
+/// The vsock port on which the agent takes streams with a header (ours).
+pub const STREAM_VSOCK_PORT: u32 = 1028;
+/// The name of the virtio-serial port that carries the proxy's multiplexed channel.
+pub const AGENT_SERIAL_PORT: &str = "agent.channel.0";
+/// The virtio-fs tag of the sandbox's share.
+pub const SHARE_TAG: &str = "kataShared";
+/// Where the guest mounts the share. Below it, `<container>/rootfs` and `<container>/mounts/<n>`.
+pub const GUEST_SHARE_DIR: &str = "/run/kata-containers/shared/containers";
+/// Where the sandbox's shared /dev/shm and other guest-local storage lives in the guest.
+pub const GUEST_SANDBOX_DIR: &str = "/run/kata-containers/sandbox";
+/// Where the host keeps what belongs to running sandboxes, one directory each.
+pub const HOST_RUN_DIR: &str = "/run/kata";
+/// Exit status of a process that something other than itself ended (VMM died, agent lost): 128 + SIGKILL.
+pub const EXIT_LOST: i32 = 137;

@@ -1,0 +1,1 @@
+//! What a hypervisor driver is; the accelerator probe; the only spawner.
