@@ -1,1 +1,75 @@
 //! What a hypervisor driver is; the accelerator probe; the only spawner.
+//!
+//! A driver is two small traits. [`Vmm::launch`] turns a [`VmSpec`] into a running [`Vm`]; everything else exists
+//! only on a running VM, so "before boot" and "after boot" cannot be mixed up. What a VMM cannot do is in its
+//! [`Caps`], asked before anything is planned, and answered with [`Unsupported`] if asked all the same.
+
+mod console;
+mod probe;
+mod spec;
+pub mod spawn;
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+pub use console::ConsoleRing;
+pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
+pub use spec::{
+    AgentAddr, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError, Resources, Stop,
+    Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,
+};
+
+/// Something that can start a virtual machine: QEMU, or a fake that runs the agent as a local process.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// Its name as configuration and messages give it: "qemu".
+    fn name(&self) -> &'static str;
+
+    /// What it can do on this host. Asked once, before the plan is made.
+    fn caps(&self) -> &Caps;
+
+    /// Starts the process and the guest's boot; returns once the VMM answers its control channel, with the guest
+    /// running. It does not wait for the agent (the caller connects to [`Vm::agent_addr`] meanwhile).
+    /// On error or drop nothing is left behind: process, sockets, uid.
+    async fn launch(&self, spec: VmSpec, deadline: Instant) -> Result<Box<dyn Vm>, LaunchError>;
+}
+
+/// A guest that is running or has exited. Dropping it kills the VMM and waits for it.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// Where the agent answers.
+    fn agent_addr(&self) -> &AgentAddr;
+
+    /// The processes that are this VM, for cgroups, statistics and state files.
+    fn processes(&self) -> VmProcesses;
+
+    /// How the VMM ended; level-triggered, never missed. Clones may be awaited by anyone.
+    fn exited(&self) -> watch::Receiver<Option<VmExit>>;
+
+    /// The last lines of the guest's console, for messages about a boot that failed or a guest that died.
+    fn console_tail(&self) -> Vec<String>;
+
+    /// Plugs a device; returns where the guest finds it.
+    async fn attach(&mut self, device: Device) -> Result<GuestAddr, DeviceError>;
+
+    /// Unplugs a device. Waits until the guest has let go of it.
+    async fn detach(&mut self, id: &DeviceId) -> Result<(), DeviceError>;
+
+    /// Changes memory and CPUs; returns what the VM has afterwards (it may be less than asked for, never an error
+    /// for that reason alone). CPUs that must still be onlined by the agent count as present.
+    async fn resize(&mut self, to: Resources) -> Result<Resources, ResizeError>;
+
+    /// Stops all vCPUs.
+    async fn pause(&mut self) -> Result<(), DeviceError>;
+
+    /// Lets them go on.
+    async fn resume(&mut self) -> Result<(), DeviceError>;
+
+    /// What a later process needs to clean this VM up after a crash.
+    fn record(&self) -> VmRecord;
+
+    /// Ends the VM and waits for its process. Never leaves it running: at the deadline it is killed.
+    async fn stop(&mut self, how: Stop, deadline: Instant) -> VmExit;
+}
