@@ -1,1 +1,139 @@
-//! configuration.toml: read, then understood.
+//! `configuration.toml` in upstream's dialect, with drop-in files, and nothing guessed: a key that is not known is an
+//! error that names the nearest known one.
+
+mod keys;
+mod load;
+mod nearest;
+mod size;
+
+use std::path::PathBuf;
+
+use kata_types::Mib;
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Loaded, load, search_path};
+
+/// The whole configuration, with defaults in place of what is not set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// `[hypervisor]`.
+    pub hypervisor: Hypervisors,
+    /// `[agent]`.
+    pub agent: Agents,
+    /// `[runtime]`.
+    pub runtime: Runtime,
+}
+
+/// One table per driver.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hypervisors {
+    /// `[hypervisor.qemu]`.
+    pub qemu: Qemu,
+}
+
+/// One table per agent (there is one).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agents {
+    /// `[agent.kata]`.
+    pub kata: Agent,
+}
+
+/// How the VM's accelerator is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the probe.
+    #[default]
+    Auto,
+    /// KVM, whatever the probe says.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// `[hypervisor.qemu]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Qemu {
+    /// The QEMU binary.
+    pub path: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest's initrd, with the agent as /init.
+    pub initrd: PathBuf,
+    /// QEMU's machine type; empty: the driver's own for this architecture.
+    pub machine_type: String,
+    /// Appended to the guest kernel's command line.
+    pub kernel_params: String,
+    /// Ours: "auto", "kvm" or "tcg".
+    pub accelerator: Accelerator,
+    /// vCPUs of a sandbox that has no CPU quota; fractions are rounded up.
+    pub default_vcpus: f64,
+    /// vCPUs at most; 0: as many as the host has.
+    pub default_maxvcpus: u32,
+    /// MiB of a sandbox that has no memory limit.
+    pub default_memory: Mib,
+    /// MiB at most; 0: as much as the host has.
+    pub default_maxmemory: Mib,
+    /// MiB that every VM gets beyond its containers' limits, for the guest's kernel and the agent.
+    pub overhead_memory: Mib,
+    /// "virtio-fs" is what there is.
+    pub shared_fs: String,
+    /// Guest kernel and VMM say more.
+    pub enable_debug: bool,
+    /// Ours: first and last uid of the range from which each VM's QEMU gets its own.
+    pub uid_range: (u32, u32),
+    /// Ours: seconds that a VM may take to boot and answer.
+    pub boot_timeout: u32,
+}
+
+/// `[agent.kata]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agent {
+    /// The agent logs at debug.
+    pub enable_debug: bool,
+    /// Modules that the guest loads: "name parameter=value ...".
+    pub kernel_modules: Vec<String>,
+}
+
+/// `[runtime]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Runtime {
+    /// The host's side logs at debug.
+    pub enable_debug: bool,
+    /// Drop the spec's seccomp profile: the VM is the boundary.
+    pub disable_guest_seccomp: bool,
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Qemu {
+            path: PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH)),
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            machine_type: String::new(),
+            kernel_params: String::new(),
+            accelerator: Accelerator::Auto,
+            default_vcpus: 1.0,
+            default_maxvcpus: 0,
+            default_memory: Mib(256),
+            default_maxmemory: Mib(0),
+            overhead_memory: Mib(96),
+            shared_fs: "virtio-fs".into(),
+            enable_debug: false,
+            uid_range: (400_000, 465_535),
+            boot_timeout: 60,
+        }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Runtime { enable_debug: false, disable_guest_seccomp: true }
+    }
+}
