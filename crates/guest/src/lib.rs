@@ -1,1 +1,33 @@
 //! The agent: PID 1 of the guest.
+//!
+//! ```text
+//! boot ─> transport ─> service ─> sandbox ─> container ─> engine (kata_jail)
+//!             └──────> attach <── pump <──────┘
+//! ```
+//! It has one thread that never blocks, and a few short-lived ones for calls that do (mounts, the engine). If it ends,
+//! the kernel panics and the VMM exits, which the host reports.
+
+mod attach;
+mod boot;
+mod container;
+mod copy;
+mod engine;
+mod failure;
+mod fdio;
+mod hotplug;
+mod json;
+mod local;
+mod logger;
+mod oom;
+mod params;
+mod procfs;
+mod process;
+mod pump;
+mod reaper;
+mod run;
+mod sandbox;
+mod service;
+mod storage;
+mod transport;
+
+pub use run::main;

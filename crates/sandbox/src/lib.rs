@@ -1,1 +1,31 @@
-//! The engine: one sandbox, one task, one queue.
+//! THE engine: one sandbox is one machine and the containers in it. Both doors (containerd's Task API and the OCI
+//! command line) lead here; there is no second lifecycle.
+
+mod cleanup;
+mod convert;
+mod error;
+mod events;
+mod guest_log;
+mod hooks;
+mod hostcgroup;
+mod key;
+mod launch;
+mod machine;
+mod plan;
+mod process;
+mod sandbox;
+mod state;
+mod stdio;
+
+pub use cleanup::{CleanupError, cleanup, cleanup_dir};
+pub use error::SandboxError;
+pub use events::{Event, Events};
+pub use hooks::{HookError, run as run_hooks};
+pub use hostcgroup::{CgroupError, HostCgroup};
+pub use plan::{PlanError};
+pub use key::{Owner, attach_socket, key, run_dir, task_socket};
+pub use launch::{Launch, LaunchError, Ready, launch};
+pub use process::{Exit, Process};
+pub use sandbox::{CreateRequest, Options, Sandbox};
+pub use state::{ContainerRecord, ProcessRecord, StateError, StateFile};
+pub use stdio::{Endpoint, Opened, StdioError, StdioSpec};

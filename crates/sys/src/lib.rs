@@ -1,2 +1,6 @@
-//! System calls: the one place for unsafe code. Everything here is a thin, safe function over one call or a few
-//! that belong together; policy lives with the callers.
+//! System calls that no library wraps safely. All `unsafe` of the project is here, one module per topic.
+
+pub mod fds;
+pub mod guest;
+pub mod jail;
+pub mod process;

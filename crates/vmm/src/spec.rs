@@ -218,7 +218,7 @@ pub enum LaunchError {
         source: crate::spawn::SpawnError,
     },
     /// The VMM ended before it answered.
-    #[error("the VMM {exit} before it answered (stage: {stage})")]
+    #[error("the VMM ended before it answered (stage: {stage}): {exit}")]
     Died {
         /// Which stage of the launch.
         stage: &'static str,

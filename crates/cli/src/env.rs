@@ -1,0 +1,81 @@
+//! `env`: the configuration in force.
+
+use std::path::{Path, PathBuf};
+
+use kata_config::{Accelerator, Loaded};
+use kata_vmm::{Accel, choose_accel};
+use serde::Serialize;
+
+use crate::error::CliError;
+
+/// Where this program is installed: `<prefix>/bin/kata`.
+pub fn prefix() -> PathBuf {
+    let exe = std::env::current_exe().unwrap_or_default();
+    exe.parent().and_then(Path::parent).unwrap_or(Path::new("/usr")).to_owned()
+}
+
+/// The configuration, as the daemon will load it.
+///
+/// # Errors
+/// [`kata_config::ConfigError`].
+pub fn load(file: Option<&Path>) -> Result<Loaded, CliError> {
+    Ok(kata_config::load(file, &prefix())?)
+}
+
+/// The accelerator that the configuration asks for.
+pub fn forced(loaded: &Loaded) -> Option<Accel> {
+    match loaded.config.hypervisor.qemu.accelerator {
+        Accelerator::Auto => None,
+        Accelerator::Kvm => Some(Accel::Kvm),
+        Accelerator::Tcg => Some(Accel::Tcg),
+    }
+}
+
+#[derive(Serialize)]
+struct Environment {
+    runtime: RuntimeInfo,
+    host: HostInfo,
+    configuration: kata_config::Config,
+}
+
+#[derive(Serialize)]
+struct RuntimeInfo {
+    version: &'static str,
+    path: PathBuf,
+    configuration_files: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct HostInfo {
+    kernel: String,
+    architecture: &'static str,
+    accelerator: String,
+    accelerator_reason: String,
+}
+
+/// `env`.
+pub fn env(file: Option<&Path>, as_json: bool) -> Result<u8, CliError> {
+    let loaded = load(file)?;
+    let choice = choose_accel(forced(&loaded));
+    let environment = Environment {
+        runtime: RuntimeInfo {
+            version: env!("CARGO_PKG_VERSION"),
+            path: std::env::current_exe().unwrap_or_default(),
+            configuration_files: loaded.files,
+        },
+        host: HostInfo {
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            architecture: std::env::consts::ARCH,
+            accelerator: format!("{:?}", choice.accel).to_lowercase(),
+            accelerator_reason: choice.reason,
+        },
+        configuration: loaded.config,
+    };
+    let text = if as_json {
+        serde_json::to_string_pretty(&environment).map_err(|e| CliError::Daemon(e.to_string()))?
+    } else {
+        toml::to_string_pretty(&environment).map_err(|e| CliError::Daemon(e.to_string()))?
+    };
+    println!("{}", text.trim_end());
+    Ok(0)
+}

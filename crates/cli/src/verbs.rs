@@ -1,0 +1,236 @@
+//! The short verbs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kata_oci::{State, Status};
+use kata_sandbox::{StateFile, cleanup_dir, run_hooks};
+
+use crate::args::Format;
+use crate::client::{Daemon, Failure};
+use crate::error::CliError;
+use crate::store::Store;
+use crate::{query, signals};
+
+/// How long a killed container may take to be seen as stopped.
+const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+/// How long a daemon may take to go after it was told to.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// The daemon of a container that must run.
+async fn daemon(store: &Store, id: &str) -> Result<Daemon, CliError> {
+    store.get(id)?;
+    Daemon::connect(&store.run_dir(id)).await.ok_or(CliError::NotRunning)
+}
+
+/// `start`.
+pub async fn start(store: &Store, id: &str) -> Result<u8, CliError> {
+    let daemon = daemon(store, id).await?;
+    daemon.start(id, "").await?;
+    Ok(0)
+}
+
+/// A container's state: from its daemon, else from what the daemon left.
+async fn look(store: &Store, id: &str) -> Result<State, CliError> {
+    let entry = store.get(id)?;
+    let run_dir = store.run_dir(id);
+    let mut state = State {
+        oci_version: kata_oci::OCI_VERSION.into(),
+        id: id.to_owned(),
+        status: Status::Stopped,
+        pid: 0,
+        bundle: entry.bundle.to_string_lossy().into_owned(),
+        annotations: kata_oci::load_spec(&entry.bundle).map(|s| s.annotations).unwrap_or_default(),
+    };
+    if let Some(daemon) = Daemon::connect(&run_dir).await {
+        match daemon.state(id, "").await {
+            Ok(task) => {
+                state.status = task.status;
+                // runc: a stopped container has no pid.
+                state.pid = if task.status == Status::Stopped { 0 } else { task.pid };
+                return Ok(state);
+            }
+            // It serves, but has no container: it is being made.
+            Err(Failure::NotFound(_)) => state.status = Status::Creating,
+            Err(Failure::Other(_)) => {}
+        }
+    }
+    if let Ok(Some(file)) = StateFile::load(&run_dir)
+        && let Some(record) = file.containers.get(id)
+    {
+        state.annotations.clone_from(&record.annotations);
+    }
+    Ok(state)
+}
+
+/// `state`.
+pub async fn state(store: &Store, id: &str) -> Result<u8, CliError> {
+    println!("{}", json(&look(store, id).await?));
+    Ok(0)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    // Plain data structures of ours: serialising them cannot fail.
+    serde_json::to_string_pretty(value).unwrap_or_default()
+}
+
+/// `kill`.
+pub async fn kill(store: &Store, id: &str, signal: &str, all: bool) -> Result<u8, CliError> {
+    let signal = signals::parse(signal)?;
+    let daemon = daemon(store, id).await?;
+    match daemon.kill(id, "", signal, all).await {
+        Ok(()) => Ok(0),
+        Err(Failure::NotFound(_)) => Err(CliError::NotRunning),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// `delete`. Works from the state file alone when the daemon is gone.
+pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError> {
+    match store.get(id) {
+        Ok(_) => {}
+        Err(CliError::NotFound { .. }) if force => {
+            // A crash may have left the sandbox without its entry.
+            cleanup_dir(&store.run_dir(id))?;
+            return Ok(0);
+        }
+        Err(err) => return Err(err),
+    }
+    let run_dir = store.run_dir(id);
+    let mut hooks_ran = false;
+    if let Some(daemon) = Daemon::connect(&run_dir).await {
+        match ended_by(&daemon, id, force).await {
+            Ok(()) => hooks_ran = true,
+            Err(err @ CliError::State { .. }) => return Err(err),
+            // A daemon that cannot do it is cleaned up after.
+            Err(err) if force => eprintln!("kata-runtime: {err}"),
+            Err(err) => return Err(err),
+        }
+        if daemon.shutdown(id).await.is_ok() {
+            wait_gone(&run_dir).await;
+        }
+    }
+    let left = if run_dir.exists() { cleanup_dir(&run_dir)? } else { None };
+    if let (false, Some(state)) = (hooks_ran, left) {
+        poststop(store, id, &state).await;
+    }
+    store.remove(id)?;
+    Ok(0)
+}
+
+/// Ends the container through its daemon.
+async fn ended_by(daemon: &Daemon, id: &str, force: bool) -> Result<(), CliError> {
+    let status = match daemon.state(id, "").await {
+        Ok(task) => task.status,
+        // Nothing was created in it.
+        Err(Failure::NotFound(_)) => return Ok(()),
+        Err(err) => return Err(err.into()),
+    };
+    // runc deletes a created container, and refuses a running one without --force.
+    if matches!(status, Status::Running | Status::Paused) {
+        if !force {
+            return Err(CliError::State { operation: "delete", id: id.to_owned(), is: format!("{status}; kill it first, or use --force") });
+        }
+        if status == Status::Paused {
+            drop(daemon.freeze(id, false).await);
+        }
+        match daemon.kill(id, "", 9, true).await {
+            Ok(()) | Err(Failure::NotFound(_)) => {}
+            Err(err) => return Err(err.into()),
+        }
+        daemon.wait(id, STOPPED_WITHIN).await?;
+    }
+    daemon.delete(id, "").await?;
+    Ok(())
+}
+
+/// Waits until the daemon has removed its directory, its last act.
+pub async fn wait_gone(run_dir: &Path) {
+    let deadline = Instant::now() + GONE_WITHIN;
+    while run_dir.exists() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn poststop(store: &Store, id: &str, file: &StateFile) {
+    let Some(record) = file.containers.get(id) else { return };
+    let bundle = store.get(id).map(|e| e.bundle).unwrap_or_default();
+    let state = State {
+        oci_version: kata_oci::OCI_VERSION.into(),
+        id: id.to_owned(),
+        status: Status::Stopped,
+        pid: 0,
+        bundle: bundle.to_string_lossy().into_owned(),
+        annotations: record.annotations.clone(),
+    };
+    for hook in &record.poststop {
+        if let Err(err) = run_hooks("poststop", std::slice::from_ref(hook), &state).await {
+            eprintln!("kata-runtime: {err}");
+        }
+    }
+}
+
+/// `ps`.
+pub async fn ps(store: &Store, id: &str, format: Format, options: Vec<String>) -> Result<u8, CliError> {
+    let daemon = daemon(store, id).await?;
+    match format {
+        Format::Json => println!("{}", serde_json::json!(daemon.pids(id).await?)),
+        Format::Table => print!("{}", query::guest_processes(&store.run_dir(id), id, options)?),
+    }
+    Ok(0)
+}
+
+/// `list`.
+pub async fn list(store: &Store, format: Format, quiet: bool) -> Result<u8, CliError> {
+    let mut rows = Vec::new();
+    for id in store.ids() {
+        if quiet {
+            println!("{id}");
+            continue;
+        }
+        // One that vanishes meanwhile is left out.
+        if let (Ok(state), Ok(entry)) = (look(store, &id).await, store.get(&id)) {
+            rows.push((state, entry));
+        }
+    }
+    if quiet {
+        return Ok(0);
+    }
+    let user = |uid: u32| {
+        let found = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+        found.map_or_else(|| format!("#{uid}"), |u| u.name)
+    };
+    if format == Format::Json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(s, e)| {
+                let mut row = serde_json::json!(s);
+                row["created"] = e.created.clone().into();
+                row["owner"] = user(e.owner).into();
+                row["rootfs"] = e.bundle.join("rootfs").to_string_lossy().into();
+                row
+            })
+            .collect();
+        println!("{}", serde_json::json!(rows));
+        return Ok(0);
+    }
+    let width = |f: &dyn Fn(&(State, crate::store::Entry)) -> usize, least| rows.iter().map(f).max().unwrap_or(0).max(least);
+    let (id, bundle) = (width(&|r| r.0.id.len(), 11), width(&|r| r.0.bundle.len(), 11));
+    println!("{:id$} {:11} {:11} {:bundle$} {:30} OWNER", "ID", "PID", "STATUS", "BUNDLE", "CREATED");
+    for (s, e) in &rows {
+        println!("{:id$} {:<11} {:11} {:bundle$} {:30} {}", s.id, s.pid, s.status, s.bundle, e.created, user(e.owner));
+    }
+    Ok(0)
+}
+
+/// `pause`.
+pub async fn pause(store: &Store, id: &str) -> Result<u8, CliError> {
+    daemon(store, id).await?.freeze(id, true).await?;
+    Ok(0)
+}
+
+/// `resume`.
+pub async fn resume(store: &Store, id: &str) -> Result<u8, CliError> {
+    daemon(store, id).await?.freeze(id, false).await?;
+    Ok(0)
+}

@@ -1,0 +1,321 @@
+//! The guest as the host knows it: one sandbox, its containers, its storages.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kata_proto::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, KernelModule, Storage};
+use kata_types::{ContainerId, ExecId, GUEST_SANDBOX_DIR, SandboxId};
+use protobuf::MessageField;
+
+use crate::container::{Container, Context, blocking};
+use crate::failure::Failure;
+use crate::oom::Oom;
+use crate::params::Params;
+use crate::process::Wanted;
+use crate::storage::Storages;
+
+/// Everything that lives in this guest.
+pub struct Guest {
+    /// What the kernel command line said.
+    pub params: Params,
+    /// Whether this agent is PID 1 of a machine of its own, whose clock, CPUs and memory it may change.
+    pub owns_machine: bool,
+    /// Out-of-memory kills.
+    pub oom: Oom,
+    context: Context,
+    storages: Arc<Storages>,
+    containers: Mutex<HashMap<String, Slot>>,
+    sandbox: tokio::sync::Mutex<Option<Sandbox>>,
+}
+
+enum Slot {
+    /// Being created: the id is taken.
+    Creating,
+    Ready(Arc<Container>),
+}
+
+struct Sandbox {
+    id: String,
+    storages: Vec<PathBuf>,
+}
+
+impl Guest {
+    /// An empty guest.
+    pub fn new(params: Params, owns_machine: bool, oom: Oom, context: Context, storages: Storages) -> Self {
+        Guest {
+            params,
+            owns_machine,
+            oom,
+            context,
+            storages: Arc::new(storages),
+            containers: Mutex::default(),
+            sandbox: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepares the guest: host name, name servers, modules, storages.
+    pub async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), Failure> {
+        let mut sandbox = self.sandbox.lock().await;
+        if let Some(there) = &*sandbox {
+            return Err(Failure::Exists(format!("this guest is sandbox {} already", there.id)));
+        }
+        if !request.sandbox_id.is_empty() {
+            SandboxId::new(request.sandbox_id.as_str()).map_err(|e| Failure::Invalid(e.to_string()))?;
+        }
+        if request.sandbox_pidns {
+            return Err(Failure::Unsupported("one pid namespace for all containers of the sandbox".into()));
+        }
+        if !request.guest_hook_path.is_empty() {
+            return Err(Failure::Unsupported("hooks of the guest".into()));
+        }
+        request.kernel_modules.iter().try_for_each(module_is_there)?;
+        if !request.hostname.is_empty() {
+            rustix::system::sethostname(request.hostname.as_bytes())
+                .map_err(|e| Failure::io(format_args!("cannot set the host name {:?}", request.hostname), &e.into()))?;
+        }
+        let storages = self.storages.clone();
+        let points = blocking(move || {
+            prepare_directory(&request.dns)?;
+            let mut all = vec![shared_memory()];
+            all.extend(request.storages);
+            storages.add_all(&all).map_err(|e| Failure::internal(&e))
+        })
+        .await?;
+        log::info!("this is sandbox {:?}", request.sandbox_id);
+        *sandbox = Some(Sandbox { id: request.sandbox_id, storages: points });
+        Ok(())
+    }
+
+    /// Ends everything. What fails is told after the rest was done.
+    pub async fn destroy_sandbox(&self) -> Result<(), Failure> {
+        let mut sandbox = self.sandbox.lock().await;
+        let ids: Vec<String> = self.containers().keys().cloned().collect();
+        let mut result = Ok(());
+        for id in ids {
+            match self.remove_container(&id).await {
+                // One that somebody else removed meanwhile.
+                Err(Failure::NotFound(_)) => {}
+                other => result = result.and(other),
+            }
+        }
+        if let Some(there) = sandbox.take() {
+            let storages = self.storages.clone();
+            let released =
+                blocking(move || storages.release(&there.storages).map_err(|e| Failure::internal(&e))).await;
+            result = result.and(released);
+        }
+        if self.owns_machine {
+            blocking(|| {
+                rustix::fs::sync();
+                Ok(())
+            })
+            .await?;
+        }
+        result
+    }
+
+    /// Makes a container.
+    pub async fn create_container(&self, request: CreateContainerRequest) -> Result<(), Failure> {
+        let id = request.container_id;
+        ContainerId::new(id.as_str()).map_err(|e| Failure::Invalid(e.to_string()))?;
+        if !request.exec_id.is_empty() && request.exec_id != id {
+            return Err(Failure::Invalid("the exec id of a container's first process must be empty or its own".into()));
+        }
+        let refuse = |what: &str| Err(Failure::Unsupported(format!("{what} of container {id}")));
+        if !request.devices.is_empty() {
+            return refuse("passed devices");
+        }
+        if !request.shared_mounts.is_empty() {
+            return refuse("mounts shared between containers");
+        }
+        if request.string_user.is_some() {
+            return refuse("a user by name");
+        }
+        if request.sandbox_pidns {
+            return refuse("the sandbox's pid namespace");
+        }
+        let Some(spec) = request.OCI.0 else {
+            return Err(Failure::Invalid(format!("container {id} has no spec")));
+        };
+        let wanted = Wanted::parse(request.stdio_streams)?;
+        {
+            let mut containers = self.containers();
+            if containers.contains_key(&id) {
+                return Err(Failure::Exists(format!("container {id} exists already")));
+            }
+            containers.insert(id.clone(), Slot::Creating);
+        }
+        let made = self.make_container(&id, request.storages, *spec, wanted).await;
+        let mut containers = self.containers();
+        match made {
+            Ok(container) => {
+                containers.insert(id, Slot::Ready(container));
+                Ok(())
+            }
+            Err(e) => {
+                containers.remove(&id);
+                Err(e)
+            }
+        }
+    }
+
+    async fn make_container(
+        &self,
+        id: &str,
+        storages: Vec<Storage>,
+        spec: kata_proto::oci::Spec,
+        wanted: Wanted,
+    ) -> Result<Arc<Container>, Failure> {
+        let points = if storages.is_empty() {
+            Vec::new()
+        } else {
+            let all = self.storages.clone();
+            blocking(move || all.add_all(&storages).map_err(|e| Failure::internal(&e))).await?
+        };
+        let made = Container::create(id, spec, wanted, points.clone(), self.context.clone()).await;
+        match made {
+            Ok(container) => {
+                self.watch_memory(id, &container);
+                Ok(Arc::new(container))
+            }
+            Err(e) => {
+                self.release(points).await.unwrap_or_else(|also| log::error!("{also}"));
+                Err(e)
+            }
+        }
+    }
+
+    fn watch_memory(&self, id: &str, container: &Container) {
+        let Some(path) = container.memory_events() else { return };
+        if let Err(e) = self.oom.watch(id, path) {
+            log::warn!("out-of-memory kills in container {id} will not be told: {e}");
+        }
+    }
+
+    async fn release(&self, points: Vec<PathBuf>) -> Result<(), Failure> {
+        if points.is_empty() {
+            return Ok(());
+        }
+        let all = self.storages.clone();
+        blocking(move || all.release(&points).map_err(|e| Failure::internal(&e))).await
+    }
+
+    /// A container by its id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        match self.containers().get(id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            Some(Slot::Creating) => Err(Failure::State(format!("container {id} is still being created"))),
+            None => Err(Failure::no_container(id)),
+        }
+    }
+
+    /// Removes a container and gives up its storages.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        self.oom.forget(id);
+        let removed = container.remove().await;
+        if removed.is_err() && !container.is_removed() {
+            return removed;
+        }
+        // Two removals at once: the second finds it gone.
+        if self.containers().remove(id).is_none() {
+            return Err(Failure::no_container(id));
+        }
+        let released = self.release(container.storages.clone()).await;
+        removed.and(released)
+    }
+
+    /// Starts another process.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<(), Failure> {
+        ExecId::new(request.exec_id.as_str()).map_err(|e| Failure::Invalid(e.to_string()))?;
+        if request.string_user.is_some() {
+            return Err(Failure::Unsupported(format!("a user by name for process {}", request.exec_id)));
+        }
+        let container = self.container(&request.container_id)?;
+        if request.exec_id == request.container_id {
+            return Err(Failure::Exists(format!("{} is the container's first process", request.exec_id)));
+        }
+        let wanted = Wanted::parse(request.stdio_streams)?;
+        let MessageField(Some(process)) = request.process else {
+            return Err(Failure::Invalid(format!("the request for process {} has none", request.exec_id)));
+        };
+        container.exec(&request.exec_id, *process, wanted).await
+    }
+
+    /// How long a device may take to appear.
+    pub fn hotplug_timeout(&self) -> Duration {
+        self.params.hotplug_timeout
+    }
+}
+
+/// The sandbox's own directory, with the name servers for its containers.
+fn prepare_directory(dns: &[String]) -> Result<(), Failure> {
+    let dir = Path::new(GUEST_SANDBOX_DIR);
+    let failed = |path: &Path, e| Failure::io(format_args!("cannot make {}", path.display()), &e);
+    fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
+    if dns.is_empty() {
+        return Ok(());
+    }
+    let path = dir.join("resolv.conf");
+    fs::write(&path, resolv_conf(dns)).map_err(|e| failed(&path, e))
+}
+
+/// Each entry is an address or, as upstream's runtimes send them, a line of resolv.conf(5).
+fn resolv_conf(dns: &[String]) -> String {
+    dns.iter()
+        .map(|entry| match entry.trim().parse::<IpAddr>() {
+            Ok(address) => format!("nameserver {address}\n"),
+            Err(_) => format!("{}\n", entry.trim_end()),
+        })
+        .collect()
+}
+
+/// /dev/shm for containers that share it.
+fn shared_memory() -> Storage {
+    Storage {
+        driver: "ephemeral".into(),
+        mount_point: format!("{GUEST_SANDBOX_DIR}/shm"),
+        options: ["nosuid", "nodev", "noexec", "mode=1777"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    }
+}
+
+/// Modules are in the initrd or in the kernel; the guest has no others to load later.
+fn module_is_there(module: &KernelModule) -> Result<(), Failure> {
+    let name = module.name.replace('-', "_");
+    if name.is_empty() || name.contains('/') || !Path::new("/sys/module").join(&name).exists() {
+        return Err(Failure::Unsupported(format!("loading the kernel module {}", module.name)));
+    }
+    if !module.parameters.is_empty() {
+        return Err(Failure::Unsupported(format!("parameters for the kernel module {}", module.name)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_addresses_or_lines() {
+        let dns = ["1.1.1.1", "fe80::1", "search example.org", "nameserver 8.8.8.8\n"].map(str::to_owned);
+        assert_eq!(
+            resolv_conf(&dns),
+            "nameserver 1.1.1.1\nnameserver fe80::1\nsearch example.org\nnameserver 8.8.8.8\n"
+        );
+    }
+
+    #[test]
+    fn a_module_that_is_not_there_is_named() {
+        let module = KernelModule { name: "no-such-module".into(), ..Default::default() };
+        assert!(module_is_there(&module).unwrap_err().to_string().contains("no-such-module"));
+    }
+}

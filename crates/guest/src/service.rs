@@ -1,0 +1,285 @@
+//! The agent's ttrpc services. A thin layer: each call names its work elsewhere and turns a failure into a status.
+//!
+//! ttrpc drops a handler when its connection ends or its deadline passes. Work that changes something therefore runs as
+//! a task of its own, to its end, and the handler only waits for it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kata_proto::agent::{self as pb};
+use kata_proto::agent_ttrpc::{AgentService, create_agent_service};
+use kata_proto::channel::Stdio;
+use kata_proto::health::{CheckRequest, HealthCheckResponse, ServingStatus, VersionCheckResponse};
+use kata_proto::health_ttrpc::{Health, create_health};
+use protobuf::well_known_types::empty::Empty;
+use ttrpc::r#async::{Service, TtrpcContext};
+
+use crate::container::blocking;
+use crate::failure::Failure;
+use crate::sandbox::Guest;
+use crate::{copy, engine, hotplug, procfs, storage};
+
+/// The calls that are answered; ttrpc answers UNIMPLEMENTED with the name to all others.
+const CALLS: &[&str] = &[
+    "CloseStdin",
+    "CopyFile",
+    "CreateContainer",
+    "CreateSandbox",
+    "DestroySandbox",
+    "ExecProcess",
+    "GetGuestDetails",
+    "GetOOMEvent",
+    "ListProcesses",
+    "OnlineCPUMem",
+    "PauseContainer",
+    "ReadStderr",
+    "ReadStdout",
+    "RemoveContainer",
+    "ReseedRandomDev",
+    "ResumeContainer",
+    "SetGuestDateTime",
+    "SignalProcess",
+    "StartContainer",
+    "StatsContainer",
+    "TtyWinResize",
+    "UpdateContainer",
+    "WaitProcess",
+    "WriteStdin",
+];
+
+/// Told in GetGuestDetails: stdio travels in streams of its own (`kata_proto::channel`).
+const STREAMS_FEATURE: &str = "kata-rs.streams";
+
+/// The services for a ttrpc server.
+pub fn services(guest: Arc<Guest>) -> [HashMap<String, Service>; 2] {
+    let mut agent = create_agent_service(Arc::new(Agent(guest)));
+    for service in agent.values_mut() {
+        service.methods.retain(|name, _| CALLS.contains(&name.as_str()));
+    }
+    [agent, create_health(Arc::new(Liveness))]
+}
+
+struct Agent(Arc<Guest>);
+struct Liveness;
+
+type Answer<T> = ttrpc::Result<T>;
+
+/// Runs work to its end even if nobody waits for it any more.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::Internal(format!("the agent failed: {e}"))),
+    }
+}
+
+fn done(result: Result<(), Failure>) -> Answer<Empty> {
+    Ok(result.map(|()| Empty::new())?)
+}
+
+impl Agent {
+    /// Refused where the machine is somebody else's.
+    fn own_machine(&self, what: &str) -> Result<(), Failure> {
+        if self.0.owns_machine {
+            Ok(())
+        } else {
+            Err(Failure::Unsupported(format!("{what}, for this agent runs as an ordinary process")))
+        }
+    }
+
+    async fn read(&self, r: pb::ReadStreamRequest, which: Stdio) -> Answer<pb::ReadStreamResponse> {
+        let process = self.0.container(&r.container_id)?.process(&r.exec_id)?;
+        let data = process.read_output(which, r.len).await?;
+        Ok(pb::ReadStreamResponse { data, ..Default::default() })
+    }
+}
+
+#[async_trait]
+impl AgentService for Agent {
+    async fn create_sandbox(&self, _: &TtrpcContext, r: pb::CreateSandboxRequest) -> Answer<Empty> {
+        let guest = self.0.clone();
+        done(finish(async move { guest.create_sandbox(r).await }).await)
+    }
+
+    async fn destroy_sandbox(&self, _: &TtrpcContext, _: pb::DestroySandboxRequest) -> Answer<Empty> {
+        let guest = self.0.clone();
+        done(finish(async move { guest.destroy_sandbox().await }).await)
+    }
+
+    async fn create_container(&self, _: &TtrpcContext, r: pb::CreateContainerRequest) -> Answer<Empty> {
+        let guest = self.0.clone();
+        done(finish(async move { guest.create_container(r).await }).await)
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, r: pb::StartContainerRequest) -> Answer<Empty> {
+        let container = self.0.container(&r.container_id)?;
+        done(finish(async move { container.start().await }).await)
+    }
+
+    async fn remove_container(&self, _: &TtrpcContext, r: pb::RemoveContainerRequest) -> Answer<Empty> {
+        let guest = self.0.clone();
+        let id = r.container_id.clone();
+        let work = finish(async move { guest.remove_container(&r.container_id).await });
+        if r.timeout == 0 {
+            return done(work.await);
+        }
+        let limit = std::time::Duration::from_secs(r.timeout.into());
+        match tokio::time::timeout(limit, work).await {
+            Ok(result) => done(result),
+            Err(_) => done(Err(Failure::State(format!(
+                "container {id} is still being removed after {} s",
+                limit.as_secs()
+            )))),
+        }
+    }
+
+    async fn exec_process(&self, _: &TtrpcContext, r: pb::ExecProcessRequest) -> Answer<Empty> {
+        let guest = self.0.clone();
+        done(finish(async move { guest.exec(r).await }).await)
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, r: pb::SignalProcessRequest) -> Answer<Empty> {
+        done(self.0.container(&r.container_id)?.signal(&r.exec_id, r.signal))
+    }
+
+    async fn wait_process(&self, _: &TtrpcContext, r: pb::WaitProcessRequest) -> Answer<pb::WaitProcessResponse> {
+        let status = self.0.container(&r.container_id)?.wait(&r.exec_id).await?;
+        Ok(pb::WaitProcessResponse { status, ..Default::default() })
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, r: pb::UpdateContainerRequest) -> Answer<Empty> {
+        let container = self.0.container(&r.container_id)?;
+        let Some(resources) = r.resources.0 else { return done(Ok(())) };
+        done(finish(async move { container.update(*resources).await }).await)
+    }
+
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        r: pb::StatsContainerRequest,
+    ) -> Answer<pb::StatsContainerResponse> {
+        let container = self.0.container(&r.container_id)?;
+        let stats = container.stats().await?;
+        // A first process that has ended has no interfaces any more; its cgroup's counters are still true.
+        let network_stats = procfs::network(container.init_pid()).unwrap_or_default();
+        Ok(pb::StatsContainerResponse { cgroup_stats: Some(stats).into(), network_stats, ..Default::default() })
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, r: pb::PauseContainerRequest) -> Answer<Empty> {
+        let container = self.0.container(&r.container_id)?;
+        done(finish(async move { container.pause().await }).await)
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, r: pb::ResumeContainerRequest) -> Answer<Empty> {
+        let container = self.0.container(&r.container_id)?;
+        done(finish(async move { container.resume().await }).await)
+    }
+
+    async fn write_stdin(&self, _: &TtrpcContext, r: pb::WriteStreamRequest) -> Answer<pb::WriteStreamResponse> {
+        let process = self.0.container(&r.container_id)?.process(&r.exec_id)?;
+        process.write_stdin(&r.data).await?;
+        Ok(pb::WriteStreamResponse { len: r.data.len() as u32, ..Default::default() })
+    }
+
+    async fn read_stdout(&self, _: &TtrpcContext, r: pb::ReadStreamRequest) -> Answer<pb::ReadStreamResponse> {
+        self.read(r, Stdio::Out).await
+    }
+
+    async fn read_stderr(&self, _: &TtrpcContext, r: pb::ReadStreamRequest) -> Answer<pb::ReadStreamResponse> {
+        self.read(r, Stdio::Err).await
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, r: pb::CloseStdinRequest) -> Answer<Empty> {
+        self.0.container(&r.container_id)?.process(&r.exec_id)?.close_stdin();
+        done(Ok(()))
+    }
+
+    async fn tty_win_resize(&self, _: &TtrpcContext, r: pb::TtyWinResizeRequest) -> Answer<Empty> {
+        done(self.0.container(&r.container_id)?.process(&r.exec_id)?.resize(r.row, r.column))
+    }
+
+    async fn list_processes(&self, _: &TtrpcContext, r: pb::ListProcessesRequest) -> Answer<pb::ListProcessesResponse> {
+        let pids = self.0.container(&r.container_id)?.pids().await?;
+        let process_list = procfs::list(&pids, &r.format, &r.args)?;
+        Ok(pb::ListProcessesResponse { process_list, ..Default::default() })
+    }
+
+    /// `nb_cpus` more CPUs, the lowest numbers first; unless `cpu_only`, all memory.
+    async fn online_cpu_mem(&self, _: &TtrpcContext, r: pb::OnlineCPUMemRequest) -> Answer<Empty> {
+        self.own_machine("bringing CPUs and memory on line")?;
+        let wait = r.wait.then(|| self.0.hotplug_timeout());
+        done(
+            blocking(move || {
+                hotplug::cpus(r.nb_cpus, wait).map_err(|e| Failure::internal(&e))?;
+                if r.cpu_only { Ok(()) } else { hotplug::memory().map_err(|e| Failure::internal(&e)) }
+            })
+            .await,
+        )
+    }
+
+    async fn reseed_random_dev(&self, _: &TtrpcContext, r: pb::ReseedRandomDevRequest) -> Answer<Empty> {
+        let reseed = || {
+            let random = File::options().read(true).write(true).open("/dev/random")?;
+            kata_sys::guest::add_entropy(&random, &r.data)?;
+            kata_sys::guest::reseed_crng(&random)
+        };
+        done(reseed().map_err(|e| Failure::io("cannot add to /dev/random", &e)))
+    }
+
+    async fn get_guest_details(
+        &self,
+        _: &TtrpcContext,
+        r: pb::GuestDetailsRequest,
+    ) -> Answer<pb::GuestDetailsResponse> {
+        let agent = pb::AgentDetails {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            init_daemon: self.0.owns_machine,
+            storage_handlers: storage::DRIVERS.iter().map(|d| (*d).to_owned()).collect(),
+            supports_seccomp: engine::SECCOMP,
+            extra_features: vec![STREAMS_FEATURE.to_owned()],
+            ..Default::default()
+        };
+        Ok(pb::GuestDetailsResponse {
+            mem_block_size_bytes: if r.mem_block_size { hotplug::memory_block_bytes().unwrap_or(0) } else { 0 },
+            support_mem_hotplug_probe: r.mem_hotplug_probe && hotplug::memory_probe(),
+            agent_details: Some(agent).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn set_guest_date_time(&self, _: &TtrpcContext, r: pb::SetGuestDateTimeRequest) -> Answer<Empty> {
+        self.own_machine("setting the clock")?;
+        done(
+            kata_sys::guest::set_realtime(r.Sec, r.Usec)
+                .map_err(|e| Failure::io(format_args!("cannot set the clock to {}.{:06}", r.Sec, r.Usec), &e)),
+        )
+    }
+
+    async fn copy_file(&self, _: &TtrpcContext, r: pb::CopyFileRequest) -> Answer<Empty> {
+        done(blocking(move || copy::copy(&r).map_err(|e| Failure::internal(&e))).await)
+    }
+
+    async fn get_oom_event(&self, _: &TtrpcContext, _: pb::GetOOMEventRequest) -> Answer<pb::OOMEvent> {
+        let container_id = self.0.oom.next().await;
+        Ok(pb::OOMEvent { container_id, ..Default::default() })
+    }
+}
+
+#[async_trait]
+impl Health for Liveness {
+    async fn check(&self, _: &TtrpcContext, _: CheckRequest) -> Answer<HealthCheckResponse> {
+        Ok(HealthCheckResponse { status: ServingStatus::SERVING.into(), ..Default::default() })
+    }
+
+    async fn version(&self, _: &TtrpcContext, _: CheckRequest) -> Answer<VersionCheckResponse> {
+        Ok(VersionCheckResponse {
+            // Upstream's interface revision; field numbers are its.
+            grpc_version: "0.0.1".to_owned(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+}

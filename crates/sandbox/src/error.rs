@@ -1,0 +1,69 @@
+//! What can go wrong with a request to the engine.
+
+use kata_agent_client::CallError;
+use thiserror::Error;
+
+use crate::hostcgroup::CgroupError;
+use crate::plan::PlanError;
+use crate::state::StateError;
+use crate::stdio::StdioError;
+
+/// Why a request failed.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// No such container or exec.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// The id is in use.
+    #[error("{0} already exists")]
+    Exists(String),
+    /// Not in this state.
+    #[error("cannot {operation} {what}: it is {is}")]
+    State {
+        /// What was asked.
+        operation: &'static str,
+        /// The container or exec.
+        what: String,
+        /// Its state.
+        is: String,
+    },
+    /// The process to be signalled has ended.
+    #[error("process already finished")]
+    Finished,
+    /// An id that is no id.
+    #[error(transparent)]
+    Id(#[from] kata_types::IdError),
+    /// The bundle's spec.
+    #[error(transparent)]
+    Spec(#[from] kata_oci::LoadError),
+    /// What the spec asks for.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// No machine. The text names the stage.
+    #[error("{0}")]
+    Boot(String),
+    /// The machine has ended.
+    #[error("the sandbox is gone: {0}")]
+    Dead(String),
+    /// Files for the guest.
+    #[error("{}", crate::machine::chain(.0))]
+    Share(#[from] kata_storage::ShareError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] CallError),
+    /// stdio.
+    #[error("{}", crate::machine::chain(.0))]
+    Stdio(#[from] StdioError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] crate::hooks::HookError),
+    /// The state file.
+    #[error(transparent)]
+    StateFile(#[from] StateError),
+    /// The host's cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The VM's size.
+    #[error("cannot resize the virtual machine: {0}")]
+    Resize(String),
+}

@@ -1,0 +1,195 @@
+//! The host's cgroup of a sandbox: its processes sit where the spec says, so that the engine's own accounting of them
+//! is true (design decision 8). Limits are applied in the guest. cgroup v1, v2, and both at once.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Why the cgroup could not be made.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// A path that would leave the hierarchy.
+    #[error("linux.cgroupsPath {0:?} must not contain \"..\"")]
+    Path(String),
+    /// A directory or file.
+    #[error("cannot {what} the cgroup {path}: {source}")]
+    Io {
+        /// "make", "prepare", "join".
+        what: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The directories of one cgroup in all of the host's hierarchies; empty if the spec names none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostCgroup {
+    /// Absolute; each has a `cgroup.procs`.
+    pub dirs: Vec<PathBuf>,
+}
+
+impl HostCgroup {
+    /// Makes the cgroup that `linux.cgroupsPath` names.
+    ///
+    /// # Errors
+    /// [`CgroupError`]. A hierarchy that is mounted read-only or that we may not write is left out.
+    pub fn make(cgroups_path: &str) -> Result<HostCgroup, CgroupError> {
+        let Some(relative) = relative(cgroups_path)? else { return Ok(HostCgroup::default()) };
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut dirs = Vec::new();
+        for h in hierarchies(&mounts) {
+            let dir = h.mount.join(&relative);
+            match std::fs::create_dir_all(&dir) {
+                Ok(()) => {}
+                Err(e) if is_denied(&e) => continue,
+                Err(source) => return Err(CgroupError::Io { what: "make", path: dir, source }),
+            }
+            if h.cpuset {
+                inherit_cpuset(&h.mount, &relative)?;
+            }
+            dirs.push(dir);
+        }
+        Ok(HostCgroup { dirs })
+    }
+
+    /// Moves a process into it.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    pub fn join(&self, pid: i32) -> Result<(), CgroupError> {
+        for dir in &self.dirs {
+            std::fs::write(dir.join("cgroup.procs"), pid.to_string())
+                .map_err(|source| CgroupError::Io { what: "join", path: dir.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Removes it; what is already gone is fine. Waits a moment for processes that are just dying.
+    pub fn remove(&self) {
+        for dir in &self.dirs {
+            for _ in 0..50 {
+                match std::fs::remove_dir(dir) {
+                    Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        tracing::warn!("cannot remove the cgroup {}: {e}", dir.display());
+                        break;
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+/// A path below a hierarchy's root. systemd's form `slice:prefix:name` becomes the directory that systemd would make
+/// (systemd.slice(5): "a-b.slice" lies in "a.slice").
+fn relative(cgroups_path: &str) -> Result<Option<PathBuf>, CgroupError> {
+    if cgroups_path.is_empty() {
+        return Ok(None);
+    }
+    let text = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] => {
+            let slice = if slice.is_empty() { "system.slice" } else { slice };
+            let scope = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+            format!("{}{scope}", expand_slice(slice))
+        }
+        _ => cgroups_path.trim_start_matches('/').to_owned(),
+    };
+    if text.split('/').any(|part| part == "..") {
+        return Err(CgroupError::Path(cgroups_path.to_owned()));
+    }
+    Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+}
+
+/// "a-b.slice" → "a.slice/a-b.slice/".
+fn expand_slice(slice: &str) -> String {
+    let Some(name) = slice.strip_suffix(".slice") else { return format!("{slice}/") };
+    if name == "-" {
+        return String::new();
+    }
+    let mut out = String::new();
+    for (at, _) in name.match_indices('-').filter(|(at, _)| *at > 0) {
+        out.push_str(&name[..at]);
+        out.push_str(".slice/");
+    }
+    out.push_str(slice);
+    out.push('/');
+    out
+}
+
+/// Read-only, or not ours to write.
+fn is_denied(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
+struct Hierarchy {
+    mount: PathBuf,
+    cpuset: bool,
+}
+
+/// The cgroup mounts of a mountinfo (proc_pid_mountinfo(5)).
+fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut after = after.split(' ');
+        let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
+        if kind != "cgroup" && kind != "cgroup2" {
+            continue;
+        }
+        let Some(mount) = before.split(' ').nth(4) else { continue };
+        // A v1 hierarchy without a controller (name=systemd) accounts for nothing, but engines look there too.
+        let cpuset = kind == "cgroup" && options.split(',').any(|o| o == "cpuset");
+        if !found.iter().any(|h| h.mount == Path::new(mount)) {
+            found.push(Hierarchy { mount: PathBuf::from(mount), cpuset });
+        }
+    }
+    found
+}
+
+/// A new v1 cpuset is empty and takes no process (cgroup-v1/cpusets.rst): each level gets its parent's values.
+fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), CgroupError> {
+    let mut dir = mount.to_owned();
+    for part in relative.components() {
+        let parent = dir.clone();
+        dir.push(part);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let io = |source| CgroupError::Io { what: "prepare", path: dir.clone(), source };
+            if std::fs::read_to_string(dir.join(file)).map_err(io)?.trim().is_empty() {
+                let value = std::fs::read_to_string(parent.join(file)).map_err(io)?;
+                std::fs::write(dir.join(file), value.trim()).map_err(io)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_both_drivers() {
+        let r = |s: &str| relative(s).unwrap().map(|p| p.to_string_lossy().into_owned());
+        assert_eq!(r(""), None);
+        assert_eq!(r("/docker/abc").as_deref(), Some("docker/abc"));
+        assert_eq!(r("system.slice:docker:abc").as_deref(), Some("system.slice/docker-abc.scope"));
+        assert_eq!(r("a-b.slice:x:y").as_deref(), Some("a.slice/a-b.slice/x-y.scope"));
+        assert!(relative("/a/../../b").is_err());
+    }
+
+    #[test]
+    fn hybrid_mounts_are_all_found() {
+        let text = "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                    31 23 0:27 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n\
+                    32 23 0:28 / /proc rw - proc proc rw\n";
+        let found = hierarchies(text);
+        assert_eq!(found.len(), 2);
+        assert!(!found[0].cpuset && found[1].cpuset);
+    }
+}

@@ -1,0 +1,415 @@
+//! From a spec and the configuration to what the guest is asked to do and what the VM must have. Pure: it looks at
+//! the file types of bind sources through [`Host`], and does nothing.
+
+use std::path::{Path, PathBuf};
+
+use kata_oci::{Mount, Spec};
+use kata_proto::oci as pb;
+use kata_types::{GUEST_SHARE_DIR, Mib};
+use kata_vmm::Unsupported;
+use protobuf::MessageField;
+use thiserror::Error;
+
+use crate::convert;
+
+/// A container as planned.
+#[derive(Debug)]
+pub struct Plan {
+    /// The spec for the guest; sources of [`Plan::binds`] still to be filled in.
+    pub spec: pb::Spec,
+    /// Host paths to share, each with the index of the guest mount whose source it becomes.
+    pub binds: Vec<Bind>,
+    /// Memory that the VM needs for this container alone, limits and overhead; `None`: no limit was given.
+    pub memory: Option<Mib>,
+    /// vCPUs that its quota amounts to; `None`: no quota.
+    pub vcpus: Option<u32>,
+    /// Things left out of the spec that the guest cannot mean anything by, for the log.
+    pub notes: Vec<String>,
+}
+
+/// A bind mount from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// In `spec.Mounts`.
+    pub mount: usize,
+    /// On the host.
+    pub source: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// With the mounts below it.
+    pub recursive: bool,
+}
+
+/// Why a container cannot be made as its spec says.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// A bind's source.
+    #[error("cannot mount {source_path} at {destination}: {reason}")]
+    Bind {
+        /// On the host.
+        source_path: PathBuf,
+        /// In the container.
+        destination: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Memory under what a guest needs.
+    #[error("a memory limit of {bytes} bytes is too little for any process; give at least 4 MiB")]
+    TooLittleMemory {
+        /// The limit.
+        bytes: i64,
+    },
+    /// More than the VM may have.
+    #[error("{asked} {what} are needed, but hypervisor.qemu.{key} allows {max}")]
+    TooMuch {
+        /// "MiB of memory" or "vCPUs".
+        what: &'static str,
+        /// How much.
+        asked: u64,
+        /// The configuration key.
+        key: &'static str,
+        /// The most.
+        max: u64,
+    },
+    /// Not in a VM, or not yet.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+fn unsupported(operation: impl Into<String>) -> PlanError {
+    PlanError::Unsupported(Unsupported { operation: operation.into(), by: "this version's sandbox".into() })
+}
+
+/// What a path on the host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A socket or FIFO: it can be seen in the guest, but its other end is on the host.
+    Endpoint,
+    /// A device node.
+    Device,
+}
+
+/// What planning asks the host.
+pub trait Host {
+    /// What the path is; the error says why it cannot be known.
+    fn kind(&self, path: &Path) -> Result<FileKind, String>;
+    /// Size of the file system at a path, in bytes.
+    fn size(&self, path: &Path) -> Option<u64>;
+}
+
+/// The real host.
+pub struct RealHost;
+
+impl Host for RealHost {
+    fn kind(&self, path: &Path) -> Result<FileKind, String> {
+        use std::os::unix::fs::FileTypeExt;
+        let t = std::fs::metadata(path).map_err(|e| e.to_string())?.file_type();
+        Ok(if t.is_dir() {
+            FileKind::Directory
+        } else if t.is_file() {
+            FileKind::File
+        } else if t.is_socket() || t.is_fifo() {
+            FileKind::Endpoint
+        } else {
+            FileKind::Device
+        })
+    }
+
+    fn size(&self, path: &Path) -> Option<u64> {
+        let s = nix::sys::statvfs::statvfs(path).ok()?;
+        Some(s.blocks() * s.fragment_size())
+    }
+}
+
+/// What the configuration has to say.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The most memory of a VM.
+    pub max_memory: Mib,
+    /// The most vCPUs of a VM.
+    pub max_vcpus: u32,
+    /// Memory beyond the containers' limits.
+    pub overhead: Mib,
+    /// The spec's seccomp profile is dropped.
+    pub drop_seccomp: bool,
+}
+
+/// Plans one container.
+///
+/// # Errors
+/// [`PlanError`], naming what of the spec cannot be done.
+pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Result<Plan, PlanError> {
+    let mut notes = Vec::new();
+    let mut out = pb::Spec::new();
+    out.Version.clone_from(&spec.oci_version);
+    out.Hostname.clone_from(&spec.hostname);
+    if !spec.domainname.is_empty() {
+        return Err(unsupported("set a domain name"));
+    }
+    out.Annotations = spec.annotations.clone().into_iter().collect();
+    if let Some(hooks) = &spec.hooks
+        && !(hooks.create_container.is_empty() && hooks.start_container.is_empty())
+    {
+        return Err(unsupported("run createContainer or startContainer hooks: they belong into the container's namespaces, which are in the guest"));
+    }
+    let mut root = pb::Root::new();
+    root.Path = format!("{GUEST_SHARE_DIR}/{container}/rootfs");
+    root.Readonly = spec.root.as_ref().is_some_and(|r| r.readonly);
+    out.Root = MessageField::some(root);
+    if let Some(p) = &spec.process {
+        if !p.apparmor_profile.is_empty() || !p.selinux_label.is_empty() {
+            notes.push("the process's LSM label belongs to the host and is not applied in the guest".into());
+        }
+        out.Process = MessageField::some(convert::process(p));
+    }
+    let binds = mounts(spec, &mut out, &mut notes, host)?;
+    let (memory, vcpus) = linux(spec, &mut out, limits, &mut notes)?;
+    Ok(Plan { spec: out, binds, memory, vcpus, notes })
+}
+
+fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn Host) -> Result<Vec<Bind>, PlanError> {
+    let mut binds = Vec::new();
+    for m in &spec.mounts {
+        let mut guest = convert::mount(m);
+        if m.is_bind() {
+            let source = Path::new(&m.source);
+            let fail = |reason: String| PlanError::Bind {
+                source_path: source.to_owned(),
+                destination: m.destination.clone(),
+                reason,
+            };
+            if m.destination == "/dev/shm" {
+                out.Mounts.push(shared_memory(m, host));
+                continue;
+            }
+            match host.kind(source).map_err(fail)? {
+                FileKind::Directory | FileKind::File => {}
+                FileKind::Endpoint => notes.push(format!(
+                    "{} is a socket or FIFO of the host: the container sees it, but cannot reach its other end",
+                    m.source
+                )),
+                FileKind::Device => {
+                    return Err(fail("it is a device node of the host, which the guest does not have".into()));
+                }
+            }
+            // The guest mounts what is in the share; a bind of a bind takes everything below it along.
+            guest.type_ = "bind".into();
+            if !guest.options.iter().any(|o| o == "bind" || o == "rbind") {
+                guest.options.push("rbind".into());
+            }
+            binds.push(Bind {
+                mount: out.Mounts.len(),
+                source: source.to_owned(),
+                read_only: m.is_read_only(),
+                recursive: m.is_recursive(),
+            });
+        }
+        out.Mounts.push(guest);
+    }
+    Ok(binds)
+}
+
+/// A bind over /dev/shm is some engine's tmpfs of the host's (podman's): shared memory must be the guest's own, of
+/// the same size.
+fn shared_memory(m: &Mount, host: &dyn Host) -> pb::Mount {
+    let mut shm = pb::Mount::new();
+    shm.destination.clone_from(&m.destination);
+    shm.source = "shm".into();
+    shm.type_ = "tmpfs".into();
+    shm.options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec();
+    if let Some(bytes) = host.size(Path::new(&m.source)) {
+        shm.options.push(format!("size={bytes}"));
+    }
+    shm
+}
+
+/// Pseudo devices that any guest has: memory devices (major 1), terminals (5), tun and fuse (10).
+fn is_pseudo_device(d: &kata_oci::LinuxDevice) -> bool {
+    matches!((d.kind.as_str(), d.major, d.minor), ("c" | "u", 1, 3 | 5 | 7 | 8 | 9 | 11) | ("c" | "u", 5, 0..=2) | ("c" | "u", 10, 200 | 229))
+        || d.kind == "p"
+}
+
+fn linux(spec: &Spec, out: &mut pb::Spec, limits: Limits, notes: &mut Vec<String>) -> Result<(Option<Mib>, Option<u32>), PlanError> {
+    let Some(l) = &spec.linux else { return Ok((None, None)) };
+    let mut linux = pb::Linux::new();
+    linux.UIDMappings = convert::id_mappings(&l.uid_mappings);
+    linux.GIDMappings = convert::id_mappings(&l.gid_mappings);
+    linux.Sysctl = l.sysctl.clone().into_iter().collect();
+    linux.RootfsPropagation.clone_from(&l.rootfs_propagation);
+    linux.MaskedPaths.clone_from(&l.masked_paths);
+    linux.ReadonlyPaths.clone_from(&l.readonly_paths);
+    for n in &l.namespaces {
+        if n.kind == "network" {
+            // The guest's own network is the container's: the VM is that namespace.
+            continue;
+        }
+        if !n.path.is_empty() {
+            return Err(unsupported(format!("join the {} namespace {}: it is the host's", n.kind, n.path)));
+        }
+        let mut ns = pb::LinuxNamespace::new();
+        ns.Type.clone_from(&n.kind);
+        linux.Namespaces.push(ns);
+    }
+    for d in &l.devices {
+        if !is_pseudo_device(d) {
+            return Err(unsupported(format!(
+                "pass the host's device {} ({} {}:{}) to the guest",
+                d.path, d.kind, d.major, d.minor
+            )));
+        }
+        linux.Devices.push(convert::device(d));
+    }
+    if l.seccomp.is_some() {
+        if !limits.drop_seccomp {
+            return Err(unsupported("apply a seccomp profile in the guest; set runtime.disable_guest_seccomp = true"));
+        }
+        notes.push("the seccomp profile is dropped (runtime.disable_guest_seccomp)".into());
+    }
+    let sizes = match &l.resources {
+        Some(r) => {
+            for (present, what) in [
+                (!r.unified.is_empty(), "linux.resources.unified"),
+                (!r.hugepage_limits.is_empty(), "linux.resources.hugepageLimits"),
+            ] {
+                if present {
+                    notes.push(format!("{what} is not applied in the guest"));
+                }
+            }
+            if let Some(b) = &r.block_io
+                && !(b.weight_device.is_empty()
+                    && b.throttle_read_bps_device.is_empty()
+                    && b.throttle_write_bps_device.is_empty()
+                    && b.throttle_read_iops_device.is_empty()
+                    && b.throttle_write_iops_device.is_empty())
+            {
+                notes.push("block IO limits name the host's devices and are not applied in the guest".into());
+            }
+            if r.cpu.as_ref().is_some_and(|c| !(c.cpus.is_empty() && c.mems.is_empty())) {
+                notes.push("cpuset names the host's CPUs and memory nodes and is not applied in the guest".into());
+            }
+            linux.Resources = MessageField::some(convert::resources(r));
+            sizes(r, limits)?
+        }
+        None => (None, None),
+    };
+    out.Linux = MessageField::some(linux);
+    Ok(sizes)
+}
+
+/// Memory and vCPUs that limits amount to (design decision 8).
+///
+/// # Errors
+/// [`PlanError::TooLittleMemory`], [`PlanError::TooMuch`].
+pub fn sizes(r: &kata_oci::Resources, limits: Limits) -> Result<(Option<Mib>, Option<u32>), PlanError> {
+    const LEAST: i64 = 4 << 20;
+    let memory = match r.memory.as_ref().and_then(|m| m.limit) {
+        Some(bytes) if bytes > 0 && bytes < LEAST => return Err(PlanError::TooLittleMemory { bytes }),
+        Some(bytes) if bytes > 0 => {
+            let limit = Mib::from_bytes_round_up(bytes.unsigned_abs());
+            let all = Mib(limit.0.saturating_add(limits.overhead.0));
+            // A limit beyond the host's own memory is common ("no limit" in disguise): the VM gets what there is.
+            Some(all.min(limits.max_memory))
+        }
+        _ => None,
+    };
+    let vcpus = r.cpu.as_ref().and_then(|c| {
+        let (quota, period) = (c.quota?, c.period.filter(|p| *p > 0).unwrap_or(100_000));
+        let quota = u64::try_from(quota).ok().filter(|q| *q > 0)?;
+        u32::try_from(quota.div_ceil(period)).ok()
+    });
+    if let Some(n) = vcpus
+        && n > limits.max_vcpus
+    {
+        return Err(PlanError::TooMuch {
+            what: "vCPUs",
+            asked: n.into(),
+            key: "default_maxvcpus",
+            max: limits.max_vcpus.into(),
+        });
+    }
+    Ok((memory, vcpus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fake;
+    impl Host for Fake {
+        fn kind(&self, path: &Path) -> Result<FileKind, String> {
+            match path.to_str().unwrap_or_default() {
+                "/dev/kmsg" => Ok(FileKind::Device),
+                "/run/x.sock" => Ok(FileKind::Endpoint),
+                "/etc/hosts" => Ok(FileKind::File),
+                p if p.starts_with("/data") => Ok(FileKind::Directory),
+                _ => Err("No such file or directory".into()),
+            }
+        }
+        fn size(&self, _: &Path) -> Option<u64> {
+            Some(65_536_000)
+        }
+    }
+
+    const LIMITS: Limits = Limits { max_memory: Mib(8192), max_vcpus: 4, overhead: Mib(96), drop_seccomp: true };
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn go(json: &str) -> Result<Plan, PlanError> {
+        plan(&spec(json), "c1", LIMITS, &Fake)
+    }
+
+    #[test]
+    fn sources_are_shared_and_shm_is_the_guests_own() {
+        let p = go(r#"{"mounts":[
+            {"destination":"/proc","type":"proc","source":"proc"},
+            {"destination":"/d","type":"bind","source":"/data","options":["rbind","ro"]},
+            {"destination":"/dev/shm","type":"bind","source":"/data/shm","options":["bind"]},
+            {"destination":"/etc/hosts","source":"/etc/hosts","options":["bind"]}]}"#)
+        .unwrap();
+        assert_eq!(
+            p.binds,
+            [
+                Bind { mount: 1, source: "/data".into(), read_only: true, recursive: true },
+                Bind { mount: 3, source: "/etc/hosts".into(), read_only: false, recursive: false },
+            ]
+        );
+        assert_eq!(p.spec.Mounts[2].type_, "tmpfs");
+        assert!(p.spec.Mounts[2].options.contains(&"size=65536000".to_owned()));
+        assert_eq!(p.spec.Root.Path, format!("{GUEST_SHARE_DIR}/c1/rootfs"));
+    }
+
+    #[test]
+    fn what_the_guest_cannot_have_is_said_by_name() {
+        for (json, part) in [
+            (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/nowhere"}]}"#, "/nowhere at /x: No such file"),
+            (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/dev/kmsg"}]}"#, "device node"),
+            (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "/proc/1/ns/ipc"),
+            (r#"{"linux":{"devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]}}"#, "/dev/sda"),
+            (r#"{"linux":{"resources":{"memory":{"limit":1000}}}}"#, "1000 bytes"),
+            (r#"{"linux":{"resources":{"cpu":{"quota":900000,"period":100000}}}}"#, "default_maxvcpus"),
+            (r#"{"hooks":{"createContainer":[{"path":"/h"}]}}"#, "createContainer"),
+        ] {
+            let got = go(json).unwrap_err().to_string();
+            assert!(got.contains(part), "{got}");
+        }
+        let p = go(r#"{"mounts":[{"destination":"/x","type":"bind","source":"/run/x.sock"}]}"#).unwrap();
+        assert!(p.notes[0].contains("/run/x.sock"));
+    }
+
+    #[test]
+    fn limits_become_sizes() {
+        let p = go(r#"{"linux":{"resources":{"memory":{"limit":134217729},"cpu":{"quota":150000,"period":100000}},
+                     "namespaces":[{"type":"pid"},{"type":"network","path":"/var/run/netns/x"}]}}"#)
+        .unwrap();
+        assert_eq!((p.memory, p.vcpus), (Some(Mib(129 + 96)), Some(2)));
+        assert_eq!(p.spec.Linux.Namespaces.len(), 1, "the network namespace is the VM itself");
+        let p = go(r#"{"linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1}}}}"#).unwrap();
+        assert_eq!((p.memory, p.vcpus), (None, None));
+    }
+}

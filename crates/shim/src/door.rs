@@ -1,0 +1,172 @@
+//! The shim protocol of containerd: the command line of `containerd-shim-kata-v2`.
+//!
+//! `start` prints the address of the Task service (a bare `unix://` address: containerd 1.6 knows no other form, and
+//! 2.x takes it as well); `delete` cleans up after a daemon that is gone.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::Message;
+use kata_sandbox::{Launch, Owner, cleanup_dir, launch, run_dir, run_hooks, task_socket};
+use kata_types::{EXIT_LOST, SandboxId};
+
+use crate::convert;
+
+#[derive(Debug, Default)]
+struct Args {
+    namespace: String,
+    id: String,
+    bundle: Option<PathBuf>,
+    debug: bool,
+    info: bool,
+    version: bool,
+    action: String,
+}
+
+impl Args {
+    /// Go's flag package: one dash or two, `-flag value` or `-flag=value`.
+    fn parse(args: Vec<OsString>) -> Result<Args, String> {
+        let mut out = Args::default();
+        let mut args = args.into_iter().map(|a| a.to_string_lossy().into_owned());
+        while let Some(arg) = args.next() {
+            let Some(flag) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')) else {
+                out.action = arg;
+                continue;
+            };
+            let (name, inline) = match flag.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => (flag.to_owned(), None),
+            };
+            match name.as_str() {
+                "debug" => out.debug = inline.as_deref() != Some("false"),
+                "info" => out.info = true,
+                "v" | "version" => out.version = true,
+                "namespace" | "id" | "bundle" | "address" | "publish-binary" | "socket" => {
+                    let value = match inline {
+                        Some(value) => value,
+                        None => args.next().ok_or_else(|| format!("-{name} needs a value"))?,
+                    };
+                    match name.as_str() {
+                        "namespace" => out.namespace = value,
+                        "id" => out.id = value,
+                        "bundle" => out.bundle = Some(value.into()),
+                        // The events' address comes in the environment; the others are for other shims.
+                        _ => {}
+                    }
+                }
+                _ => return Err(format!("unknown flag -{name}")),
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Runs one action. `args`: without the program's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("containerd-shim-kata-v2: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Vec<OsString>) -> Result<(), String> {
+    let args = Args::parse(args)?;
+    if args.version || args.info {
+        println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));
+        return Ok(());
+    }
+    let bundle = match args.bundle.clone() {
+        Some(bundle) => bundle,
+        None => std::env::current_dir().map_err(|e| format!("no bundle: {e}"))?,
+    };
+    if args.namespace.is_empty() || args.id.is_empty() {
+        return Err("-namespace and -id are needed (this program is run by containerd)".into());
+    }
+    SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
+    let owner = Owner::Containerd(args.namespace.clone());
+    match args.action.as_str() {
+        "start" => start(&args, owner, bundle),
+        "delete" => delete(&args, &owner, &bundle),
+        other => Err(format!("unknown action {other:?}: start and delete are what there is")),
+    }
+}
+
+fn start(args: &Args, owner: Owner, bundle: PathBuf) -> Result<(), String> {
+    let log = bundle.join("log");
+    let launched = launch(&Launch {
+        owner,
+        id: args.id.clone(),
+        config: std::env::var_os("KATA_CONF_FILE").map(PathBuf::from),
+        debug: args.debug,
+        log: log.exists().then_some(log),
+        events: std::env::var("TTRPC_ADDRESS").ok().filter(|a| !a.is_empty()),
+        bundle: bundle.clone(),
+    });
+    let (run_dir, _) = launched.map_err(|e| e.to_string())?;
+    let address = format!("unix://{}", task_socket(&run_dir).display());
+    // containerd reads this after its own restart.
+    std::fs::write(bundle.join("address"), &address).map_err(|e| format!("{}/address: {e}", bundle.display()))?;
+    let mut out = std::io::stdout();
+    out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("stdout: {e}"))
+}
+
+fn delete(args: &Args, owner: &Owner, bundle: &std::path::Path) -> Result<(), String> {
+    let dir = run_dir(owner, &args.id);
+    let state = cleanup_dir(&dir).map_err(|e| e.to_string())?;
+    let record = state.and_then(|s| s.containers.get(&args.id).cloned());
+    let mut response = DeleteResponse::new();
+    response.exit_status = record.as_ref().and_then(|r| r.exit_status).unwrap_or(EXIT_LOST).cast_unsigned();
+    response.exited_at = convert::timestamp(SystemTime::now());
+    if let Some(record) = record {
+        response.pid = record.pid.cast_unsigned();
+        poststop(&args.id, bundle, &record);
+    }
+    let bytes = response.write_to_bytes().map_err(|e| e.to_string())?;
+    std::io::stdout().write_all(&bytes).map_err(|e| format!("stdout: {e}"))
+}
+
+fn poststop(id: &str, bundle: &std::path::Path, record: &kata_sandbox::ContainerRecord) {
+    if record.poststop.is_empty() {
+        return;
+    }
+    let state = kata_oci::State {
+        oci_version: kata_oci::OCI_VERSION.into(),
+        id: id.to_owned(),
+        status: kata_oci::Status::Stopped,
+        pid: 0,
+        bundle: bundle.to_string_lossy().into_owned(),
+        annotations: record.annotations.clone(),
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    for hook in &record.poststop {
+        if let Err(err) = runtime.block_on(run_hooks("poststop", std::slice::from_ref(hook), &state)) {
+            eprintln!("containerd-shim-kata-v2: {err}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_as_containerd_writes_them() {
+        let args: Vec<OsString> =
+            ["-namespace", "default", "-address", "/run/c.sock", "-publish-binary", "/bin/c", "-id", "x", "start"]
+                .iter()
+                .map(OsString::from)
+                .collect();
+        let a = Args::parse(args).unwrap();
+        assert_eq!((a.namespace.as_str(), a.id.as_str(), a.action.as_str()), ("default", "x", "start"));
+        let a = Args::parse(["--id=y", "-bundle=/b", "-debug", "delete"].iter().map(OsString::from).collect()).unwrap();
+        assert_eq!((a.id.as_str(), a.debug, a.bundle), ("y", true, Some("/b".into())));
+        assert!(Args::parse(vec!["-frob".into()]).is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! QEMU's command line and jail. A pure function of the specification, so that a test can look at it.
+
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use kata_vmm::spawn::{Bind, Root};
+use kata_vmm::{Accel, VmSpec};
+
+use crate::machine::Machine;
+
+/// The descriptors that QEMU finds open.
+pub(crate) const QMP_FD: RawFd = 10;
+/// The listening socket of the agent's port.
+pub(crate) const AGENT_FD: RawFd = 11;
+/// The serial console.
+pub(crate) const CONSOLE_FD: RawFd = 12;
+
+/// How many PCI Express root ports there are: each takes one hot-plugged device, and costs boot time.
+pub(crate) const ROOT_PORTS: usize = 8;
+/// The slot of the first root port on the root bus.
+const FIRST_SLOT: usize = 2;
+/// The slot of the controller with the agent's port.
+const SERIAL_SLOT: usize = 1;
+
+/// Where kernel and initrd are in QEMU's root.
+const KERNEL: &str = "/kernel";
+const INITRD: &str = "/initrd";
+
+/// The name of the root port with this index.
+pub(crate) fn port(index: usize) -> String {
+    format!("rp{}", index + 1)
+}
+
+/// The PCI path of the device behind the root port with this index.
+pub(crate) fn port_path(index: usize) -> String {
+    format!("{:02x}/00", FIRST_SLOT + index)
+}
+
+/// The arguments.
+pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|&w| w.to_owned()));
+    add(&["-name", &format!("kata-{}", spec.sandbox)]);
+    add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    let options = if machine.options.is_empty() { String::new() } else { format!(",{}", machine.options) };
+    add(&["-machine", &format!("{}{options},memory-backend=ram", machine.name)]);
+    match accel {
+        // A small translation buffer: QEMU's own default takes up to a gigabyte as the guest runs.
+        Accel::Tcg => add(&["-accel", "tcg,thread=multi,tb-size=16", "-cpu", machine.tcg_cpu]),
+        Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+    }
+    let boot_cpus = match accel {
+        // No hot-plug of CPUs under TCG: all are there, and the agent onlines them.
+        Accel::Tcg => spec.max_vcpus,
+        Accel::Kvm => spec.vcpus,
+    };
+    add(&["-smp", &format!("cpus={boot_cpus},maxcpus={0},sockets=1,cores={0},threads=1", spec.max_vcpus)]);
+    if spec.max_memory > spec.memory {
+        add(&["-m", &format!("size={}M,slots=1,maxmem={}M", spec.memory.0, spec.max_memory.0)]);
+    } else {
+        add(&["-m", &format!("size={}M", spec.memory.0)]);
+    }
+    // Shared, because the file daemon reads and writes the guest's buffers; a memfd, because nothing writes it back.
+    add(&["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory.0)]);
+    add(&["-kernel", KERNEL, "-initrd", INITRD]);
+    add(&["-append", &machine.kernel_params(accel, spec.debug, &spec.boot.params)]);
+
+    add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
+    add(&["-chardev", &format!("socket,id=console,fd={CONSOLE_FD}"), "-serial", "chardev:console"]);
+    add(&["-chardev", &format!("socket,id=agent,fd={AGENT_FD},server=on,wait=off")]);
+    add(&["-device", &format!("virtio-serial-pci,id=serial,max_ports=2,bus=pcie.0,addr={SERIAL_SLOT:#x},disable-legacy=on")]);
+    add(&["-device", &format!("virtserialport,bus=serial.0,chardev=agent,name={}", kata_types::AGENT_SERIAL_PORT)]);
+    for index in 0..ROOT_PORTS {
+        let slot = FIRST_SLOT + index;
+        add(&["-device", &format!("pcie-root-port,id={},bus=pcie.0,addr={slot:#x},chassis={slot}", port(index))]);
+    }
+    args
+}
+
+/// What QEMU sees: its own binary with libraries and firmware, and what it boots; all read-only.
+pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel) -> Root {
+    let mut binds: Vec<Bind> =
+        ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/seabios"]
+            .map(Bind::same)
+            .into();
+    binds.push(Bind::same("/usr/share/qemu"));
+    // A QEMU installed elsewhere brings its firmware and perhaps its libraries.
+    if let Some(prefix) = binary.parent().and_then(Path::parent)
+        && prefix != Path::new("/usr")
+        && prefix != Path::new("/")
+    {
+        for dir in ["share/qemu", "share/qemu-firmware", "share/seabios", "lib", "lib64"] {
+            let bind = Bind::same(prefix.join(dir));
+            if !binds.contains(&bind) {
+                binds.push(bind);
+            }
+        }
+    }
+    binds.push(Bind::at(binary, binary));
+    binds.push(Bind::at(&spec.boot.kernel, KERNEL));
+    binds.push(Bind::at(&spec.boot.initrd, INITRD));
+    let mut devices: Vec<_> = machine.devices.iter().map(Into::into).collect();
+    if accel == Accel::Kvm {
+        devices.push("/dev/kvm".into());
+    }
+    Root { binds, devices }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kata_types::{Mib, SandboxId};
+    use kata_vmm::Boot;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            sandbox: SandboxId::new("s1").unwrap(),
+            run_dir: "/run/kata/s1".into(),
+            binary: "/usr/bin/qemu-system-x86_64".into(),
+            boot: Boot { kernel: "/k".into(), initrd: "/i".into(), params: vec!["x=y".to_owned()] },
+            memory: Mib(128),
+            max_memory: Mib(1024),
+            vcpus: 1,
+            max_vcpus: 4,
+            debug: false,
+            cgroups: vec![],
+        }
+    }
+
+    fn line(accel: Accel) -> String {
+        arguments(&spec(), Machine::find("x86_64", "q35").unwrap(), accel).join(" ")
+    }
+
+    #[test]
+    fn tcg_has_all_cpus_at_boot_and_kvm_has_not() {
+        let tcg = line(Accel::Tcg);
+        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=16 -cpu max"), "{tcg}");
+        assert!(tcg.contains("cpus=4,maxcpus=4"), "{tcg}");
+        let kvm = line(Accel::Kvm);
+        assert!(kvm.contains("-accel kvm -cpu host") && kvm.contains("cpus=1,maxcpus=4"), "{kvm}");
+    }
+
+    #[test]
+    fn nothing_on_the_command_line_needs_a_path_of_the_hosts() {
+        let all = line(Accel::Tcg);
+        assert!(all.contains("-kernel /kernel -initrd /initrd"), "{all}");
+        assert!(!all.contains("/run/"), "{all}");
+    }
+
+    #[test]
+    fn eight_ports_with_the_paths_that_the_guest_sees() {
+        assert_eq!(line(Accel::Tcg).matches("pcie-root-port").count(), 8);
+        assert_eq!((port(0).as_str(), port_path(0).as_str()), ("rp1", "02/00"));
+        assert_eq!((port(7).as_str(), port_path(7).as_str()), ("rp8", "09/00"));
+    }
+
+    #[test]
+    fn memory_that_cannot_grow_has_no_slots() {
+        let mut fixed = spec();
+        fixed.max_memory = fixed.memory;
+        let args = arguments(&fixed, Machine::find("x86_64", "").unwrap(), Accel::Tcg).join(" ");
+        assert!(args.contains("-m size=128M -object") && !args.contains("slots"), "{args}");
+    }
+
+    #[test]
+    fn the_root_holds_a_foreign_prefix_and_kvm_only_when_used() {
+        let machine = Machine::find("x86_64", "").unwrap();
+        let root = root(&spec(), Path::new("/opt/q/bin/qemu"), machine, Accel::Kvm);
+        assert!(root.binds.contains(&Bind::same("/opt/q/share/qemu")));
+        assert!(root.binds.contains(&Bind::at("/opt/q/bin/qemu", "/opt/q/bin/qemu")));
+        assert!(root.devices.contains(&"/dev/kvm".into()));
+        let root = super::root(&spec(), Path::new("/usr/bin/qemu"), machine, Accel::Tcg);
+        assert!(!root.devices.contains(&"/dev/kvm".into()));
+    }
+}

@@ -1,0 +1,502 @@
+//! A running QEMU.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use kata_types::Mib;
+use kata_vmm::spawn::Spawned;
+use kata_vmm::{
+    Accel, AgentAddr, ConsoleRing, Device, DeviceError, DeviceId, GuestAddr, ResizeError, Resources, Stop, Vm, VmExit,
+    VmProcesses, VmRecord, VmSpec,
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::command::{ROOT_PORTS, port, port_path};
+use crate::qmp::{Qmp, QmpError, wait_event};
+use crate::uid::UidLock;
+
+/// How long QEMU may take over one command; a device's command may wait for the guest's CPUs to stop.
+const COMMAND: Duration = Duration::from_secs(20);
+/// How long the guest may take to let go of a device.
+const UNPLUG: Duration = Duration::from_secs(30);
+/// How long the guest may take to accept or give back memory.
+const RESIZE: Duration = Duration::from_secs(5);
+/// How long a killed process may take to end.
+const KILL: Duration = Duration::from_secs(5);
+/// The root port that is kept for the memory device.
+const MEMORY_PORT: usize = ROOT_PORTS - 1;
+/// virtio-mem's unit, that of a huge page on x86_64 and of 4 KiB granules on aarch64.
+const MEMORY_STEP: Mib = Mib(2);
+
+/// Removes a socket's file when dropped.
+#[derive(Debug)]
+pub(crate) struct SocketFile(pub PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        match std::fs::remove_file(&self.0) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => tracing::warn!("cannot remove {}: {e}", self.0.display()),
+            _ => {}
+        }
+    }
+}
+
+/// The guest's console, read into a ring.
+#[derive(Debug)]
+pub(crate) struct Console {
+    ring: Arc<Mutex<ConsoleRing>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Console {
+    /// Reads until the other end closes.
+    pub(crate) fn read(stream: UnixStream) -> io::Result<Console> {
+        stream.set_nonblocking(true)?;
+        let stream = tokio::net::UnixStream::from_std(stream)?;
+        let ring = Arc::new(Mutex::new(ConsoleRing::new()));
+        let into = ring.clone();
+        let reader = tokio::spawn(async move {
+            let mut bytes = [0; 4096];
+            while stream.readable().await.is_ok() {
+                match stream.try_read(&mut bytes) {
+                    Ok(0) => return,
+                    Ok(n) => into.lock().unwrap_or_else(PoisonError::into_inner).push(&bytes[..n]),
+                    Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(Console { ring, reader })
+    }
+
+    fn tail(&self) -> Vec<String> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).tail()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// A plugged device: its root port, and what else must go when it goes.
+#[derive(Debug)]
+struct Plugged {
+    port: usize,
+    backend: Backend,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backend {
+    /// A character device with the vhost-user socket.
+    Chardev,
+    /// A block node over a set of descriptors.
+    Block { fdset: u64 },
+}
+
+/// A VM. Fields are dropped in their order: the process first, then what it used.
+pub(crate) struct QemuVm {
+    process: Spawned,
+    qmp: Qmp,
+    console: Console,
+    agent: AgentAddr,
+    record: VmRecord,
+    accel: Accel,
+    boot_memory: Mib,
+    max_memory: Mib,
+    /// What the memory device was last asked to hold; none: it is not plugged yet.
+    hot_memory: Option<Mib>,
+    vcpus: u32,
+    max_vcpus: u32,
+    devices: BTreeMap<DeviceId, Plugged>,
+    _agent_file: SocketFile,
+    _uid: Option<UidLock>,
+}
+
+impl QemuVm {
+    #[allow(clippy::too_many_arguments, reason = "the parts of a launch, each made in its own step")]
+    pub(crate) fn new(
+        process: Spawned,
+        qmp: Qmp,
+        console: Console,
+        agent: AgentAddr,
+        agent_file: SocketFile,
+        uid: Option<UidLock>,
+        record: VmRecord,
+        spec: &VmSpec,
+        accel: Accel,
+    ) -> QemuVm {
+        QemuVm {
+            process,
+            qmp,
+            console,
+            agent,
+            record,
+            accel,
+            boot_memory: spec.memory,
+            max_memory: spec.max_memory,
+            hot_memory: None,
+            vcpus: spec.vcpus,
+            max_vcpus: spec.max_vcpus,
+            devices: BTreeMap::new(),
+            _agent_file: agent_file,
+            _uid: uid,
+        }
+    }
+
+    /// A command of ours; `operation` is for the error.
+    async fn command(
+        &self,
+        operation: &str,
+        command: &str,
+        arguments: Value,
+        fd: Option<&OwnedFd>,
+    ) -> Result<Value, DeviceError> {
+        let deadline = Instant::now() + COMMAND;
+        let fd = fd.map(AsFd::as_fd);
+        self.qmp.execute(command, arguments, fd, deadline).await.map_err(|e| {
+            let mut reason = e.to_string();
+            if let (QmpError::Closed(_), Some(exit)) = (&e, &*self.process.exited().borrow()) {
+                reason = format!("it has {exit}");
+            }
+            DeviceError::Refused { operation: operation.to_owned(), reason }
+        })
+    }
+
+    /// A command that takes back what a failed operation did. Its own failure is only logged: the operation's counts.
+    async fn undo(&self, command: &str, arguments: Value) {
+        if let Err(e) = self.command("clean up", command, arguments, None).await {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// The first root port without a device.
+    fn free_port(&self, id: &DeviceId) -> Result<usize, DeviceError> {
+        if self.devices.contains_key(id) {
+            return Err(DeviceError::Id { id: id.0.clone(), reason: "is taken".to_owned() });
+        }
+        (0..MEMORY_PORT)
+            .find(|port| self.devices.values().all(|d| d.port != *port))
+            .ok_or_else(|| DeviceError::NoSlot(id.0.clone()))
+    }
+
+    async fn plug_fs(&mut self, id: DeviceId, tag: String, socket: OwnedFd) -> Result<GuestAddr, DeviceError> {
+        let index = self.free_port(&id)?;
+        let operation = format!("plug the file system {}", id.0);
+        let (chardev, fdname) = (format!("chr-{}", id.0), format!("fd-{}", id.0));
+        self.command(&operation, "getfd", json!({ "fdname": fdname }), Some(&socket)).await?;
+        let backend = json!({
+            "id": chardev,
+            "backend": {
+                "type": "socket",
+                "data": { "addr": { "type": "fd", "data": { "str": fdname } }, "server": false },
+            },
+        });
+        if let Err(e) = self.command(&operation, "chardev-add", backend, None).await {
+            self.undo("closefd", json!({ "fdname": fdname })).await;
+            return Err(e);
+        }
+        let device = json!({
+            "driver": "vhost-user-fs-pci", "id": device_name(&id), "bus": port(index), "chardev": chardev, "tag": tag,
+        });
+        if let Err(e) = self.command(&operation, "device_add", device, None).await {
+            self.undo("chardev-remove", json!({ "id": chardev })).await;
+            return Err(e);
+        }
+        self.devices.insert(id, Plugged { port: index, backend: Backend::Chardev });
+        Ok(GuestAddr::FsTag(tag))
+    }
+
+    async fn plug_block(&mut self, id: DeviceId, file: OwnedFd, read_only: bool) -> Result<GuestAddr, DeviceError> {
+        let index = self.free_port(&id)?;
+        if id.0.len() > 20 {
+            let reason = "is too long for a disk's serial number (20 bytes)".to_owned();
+            return Err(DeviceError::Id { id: id.0, reason });
+        }
+        let operation = format!("plug the disk {}", id.0);
+        let refused = |reason: String| DeviceError::Refused { operation: operation.clone(), reason };
+        let kind = rustix::fs::fstat(&file).map_err(|e| refused(e.to_string()))?.st_mode;
+        let driver =
+            if rustix::fs::FileType::from_raw_mode(kind).is_block_device() { "host_device" } else { "file" };
+        let file = with_access(file, read_only).map_err(|e| refused(e.to_string()))?;
+        let added = self.command(&operation, "add-fd", Value::Null, Some(&file)).await?;
+        let fdset = added["fdset-id"].as_u64().ok_or_else(|| refused("add-fd gave no set".to_owned()))?;
+        let node = node_name(&id);
+        let blockdev = json!({
+            "node-name": node, "driver": "raw", "read-only": read_only, "discard": "unmap",
+            "file": { "driver": driver, "filename": format!("/dev/fdset/{fdset}"), "read-only": read_only },
+        });
+        if let Err(e) = self.command(&operation, "blockdev-add", blockdev, None).await {
+            self.undo("remove-fd", json!({ "fdset-id": fdset })).await;
+            return Err(e);
+        }
+        let device = json!({
+            "driver": "virtio-blk-pci", "id": device_name(&id), "bus": port(index), "drive": node, "serial": id.0,
+        });
+        if let Err(e) = self.command(&operation, "device_add", device, None).await {
+            self.undo("blockdev-del", json!({ "node-name": node })).await;
+            self.undo("remove-fd", json!({ "fdset-id": fdset })).await;
+            return Err(e);
+        }
+        self.devices.insert(id, Plugged { port: index, backend: Backend::Block { fdset } });
+        Ok(GuestAddr::Pci(port_path(index)))
+    }
+
+    /// Waits until a device that was told to go has gone.
+    async fn unplug(&self, id: &DeviceId) -> Result<(), DeviceError> {
+        let operation = format!("unplug {}", id.0);
+        let name = device_name(id);
+        let mut events = self.qmp.events();
+        self.command(&operation, "device_del", json!({ "id": name }), None).await?;
+        let gone = wait_event(&mut events, UNPLUG, |event| {
+            let ours = event.data["device"] == name.as_str();
+            match event.name.as_str() {
+                "DEVICE_DELETED" if ours => Some(Ok(())),
+                "DEVICE_UNPLUG_GUEST_ERROR" if ours => Some(Err("the guest refused")),
+                _ => None,
+            }
+        });
+        let refused = |reason: &str| DeviceError::Refused { operation: operation.clone(), reason: reason.to_owned() };
+        match gone.await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(reason)) => Err(refused(reason)),
+            None => Err(refused("the guest did not let go of it in time")),
+        }
+    }
+
+    /// Makes the memory device hold `wanted`, and returns what it holds when it has done so or the time is over.
+    async fn resize_memory(&mut self, wanted: Mib) -> Result<Mib, DeviceError> {
+        let operation = "resize the memory";
+        let capacity = Mib((self.max_memory - self.boot_memory).0 / MEMORY_STEP.0 * MEMORY_STEP.0);
+        let wanted = wanted.round_up_to(MEMORY_STEP).min(capacity);
+        match self.hot_memory {
+            None if wanted.0 == 0 => return Ok(Mib(0)),
+            None => {
+                let backend = json!({
+                    "qom-type": "memory-backend-memfd", "id": "hotram", "size": capacity.bytes(), "share": true,
+                    // The host gives pages as the guest touches them; it need not have them all now.
+                    "reserve": false,
+                });
+                self.command(operation, "object-add", backend, None).await?;
+                let device = json!({
+                    "driver": "virtio-mem-pci", "id": "hotmem", "bus": port(MEMORY_PORT), "memdev": "hotram",
+                    "requested-size": wanted.bytes(),
+                });
+                if let Err(e) = self.command(operation, "device_add", device, None).await {
+                    self.undo("object-del", json!({ "id": "hotram" })).await;
+                    return Err(e);
+                }
+            }
+            Some(_) => {
+                let set = json!({
+                    "path": "/machine/peripheral/hotmem", "property": "requested-size", "value": wanted.bytes(),
+                });
+                self.command(operation, "qom-set", set, None).await?;
+            }
+        }
+        self.hot_memory = Some(wanted);
+        let deadline = Instant::now() + RESIZE;
+        loop {
+            let get = json!({ "path": "/machine/peripheral/hotmem", "property": "size" });
+            let size = self.command(operation, "qom-get", get, None).await?;
+            let size = size.as_u64().ok_or_else(|| DeviceError::Refused {
+                operation: operation.to_owned(),
+                reason: format!("the size of the memory device is {size}"),
+            })?;
+            // Whole steps, so nothing is lost by rounding down.
+            let size = Mib(size >> 20);
+            if size == wanted || Instant::now() >= deadline {
+                return Ok(size);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Plugs CPUs until there are `wanted`; returns how many there are.
+    async fn plug_cpus(&mut self, wanted: u32) -> Result<u32, DeviceError> {
+        let operation = "plug a vCPU";
+        let slots = self.command(operation, "query-hotpluggable-cpus", Value::Null, None).await?;
+        // A slot with a CPU in it has a path.
+        let free = slots.as_array().into_iter().flatten().filter(|slot| slot.get("qom-path").is_none());
+        // The slots come last one first.
+        for slot in free.collect::<Vec<_>>().into_iter().rev() {
+            if self.vcpus >= wanted {
+                break;
+            }
+            let mut device = slot["props"].clone();
+            device["driver"] = slot["type"].clone();
+            device["id"] = json!(format!("cpu-{}", self.vcpus));
+            self.command(operation, "device_add", device, None).await?;
+            self.vcpus += 1;
+        }
+        Ok(self.vcpus)
+    }
+}
+
+/// The file opened just as far as the guest may go: QEMU takes a descriptor only if its access mode is the wanted one.
+fn with_access(file: OwnedFd, read_only: bool) -> io::Result<OwnedFd> {
+    use rustix::fs::OFlags;
+    let mode = rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE;
+    match (read_only, mode) {
+        (false, OFlags::RDWR) | (true, OFlags::RDONLY) => Ok(file),
+        (true, OFlags::RDWR) => {
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+            Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?)
+        }
+        _ => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is not opened for reading and writing")),
+    }
+}
+
+/// Device names in QEMU, apart from those of the machine's own.
+fn device_name(id: &DeviceId) -> String {
+    format!("dev-{}", id.0)
+}
+
+fn node_name(id: &DeviceId) -> String {
+    // Node names are limited to 31 bytes; ids of disks to 20.
+    format!("node-{}", id.0)
+}
+
+/// Letters, digits, '-'; begins with a letter; not longer than QEMU takes.
+fn check_id(id: &DeviceId) -> Result<(), DeviceError> {
+    let good = id.0.len() <= 64
+        && id.0.starts_with(|c: char| c.is_ascii_alphabetic())
+        && id.0.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    if good {
+        return Ok(());
+    }
+    let reason = "may hold up to 64 letters, digits and '-' and begins with a letter".to_owned();
+    Err(DeviceError::Id { id: id.0.clone(), reason })
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn agent_addr(&self) -> &AgentAddr {
+        &self.agent
+    }
+
+    fn processes(&self) -> VmProcesses {
+        VmProcesses { vmm: self.process.pid() }
+    }
+
+    fn exited(&self) -> watch::Receiver<Option<VmExit>> {
+        self.process.exited()
+    }
+
+    fn console_tail(&self) -> Vec<String> {
+        self.console.tail()
+    }
+
+    async fn attach(&mut self, device: Device) -> Result<GuestAddr, DeviceError> {
+        match device {
+            Device::VhostUserFs { id, tag, socket } => {
+                check_id(&id)?;
+                self.plug_fs(id, tag, socket).await
+            }
+            Device::Block { id, file, read_only } => {
+                check_id(&id)?;
+                self.plug_block(id, file, read_only).await
+            }
+        }
+    }
+
+    async fn detach(&mut self, id: &DeviceId) -> Result<(), DeviceError> {
+        let Some(backend) = self.devices.get(id).map(|d| d.backend) else {
+            return Err(DeviceError::Id { id: id.0.clone(), reason: "is not plugged".to_owned() });
+        };
+        self.unplug(id).await?;
+        self.devices.remove(id);
+        let operation = format!("release {}", id.0);
+        match backend {
+            Backend::Chardev => {
+                let chardev = json!({ "id": format!("chr-{}", id.0) });
+                self.command(&operation, "chardev-remove", chardev, None).await?;
+            }
+            Backend::Block { fdset } => {
+                self.command(&operation, "blockdev-del", json!({ "node-name": node_name(id) }), None).await?;
+                self.command(&operation, "remove-fd", json!({ "fdset-id": fdset }), None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn resize(&mut self, to: Resources) -> Result<Resources, ResizeError> {
+        let over = |what, asked: String, max: String| Err(ResizeError::OverMaximum { what, asked, max });
+        if to.memory > self.max_memory {
+            return over("memory", to.memory.to_string(), self.max_memory.to_string());
+        }
+        if to.vcpus > self.max_vcpus {
+            return over("vCPUs", to.vcpus.to_string(), self.max_vcpus.to_string());
+        }
+        // What it booted with stays.
+        let hot = self.resize_memory(to.memory - self.boot_memory).await?;
+        let vcpus = match self.accel {
+            // All are present; the agent onlines as many as it is told.
+            Accel::Tcg => {
+                self.vcpus = self.vcpus.max(to.vcpus);
+                self.vcpus
+            }
+            Accel::Kvm => self.plug_cpus(to.vcpus).await?,
+        };
+        Ok(Resources { memory: self.boot_memory + hot, vcpus })
+    }
+
+    async fn pause(&mut self) -> Result<(), DeviceError> {
+        self.command("pause", "stop", Value::Null, None).await.map(drop)
+    }
+
+    async fn resume(&mut self) -> Result<(), DeviceError> {
+        self.command("resume", "cont", Value::Null, None).await.map(drop)
+    }
+
+    fn record(&self) -> VmRecord {
+        self.record.clone()
+    }
+
+    async fn stop(&mut self, how: Stop, deadline: Instant) -> VmExit {
+        self.process.expect_exit();
+        if how == Stop::Quit {
+            // Its answer or the end of the connection: either will do, and if neither comes the deadline decides.
+            if let Err(e) = self.qmp.execute("quit", Value::Null, None, deadline).await {
+                tracing::debug!("quit: {e}");
+            }
+            if let Ok(exit) = tokio::time::timeout_at(deadline.into(), self.process.wait()).await {
+                return exit;
+            }
+            tracing::warn!("QEMU did not quit in time; it is killed");
+        }
+        if let Err(e) = self.process.kill() {
+            tracing::error!("cannot kill QEMU: {e}");
+        }
+        match tokio::time::timeout(KILL, self.process.wait()).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                tracing::error!(pid = self.process.pid(), "QEMU was killed and yet is there, stuck in the kernel");
+                VmExit { code: None, signal: None, expected: true, stderr_tail: "it was killed and does not end".into() }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_mean_something_else_to_qemu_are_refused() {
+        for bad in ["", "1a", "a,b", "a/b", "a b", "ä", "-a"] {
+            assert!(check_id(&DeviceId(bad.to_owned())).is_err(), "{bad:?}");
+        }
+        assert!(check_id(&DeviceId("share".to_owned())).is_ok());
+        assert!(check_id(&DeviceId("a".repeat(65))).is_err());
+        assert!(node_name(&DeviceId("x".repeat(20))).len() <= 31);
+    }
+}

@@ -1,0 +1,187 @@
+//! A guest for tests: a kernel from the cache, an initrd of busybox whose init executes the lines that come over the
+//! agent's port, and the host's end of that port.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cpio::NewcBuilder;
+use kata_types::{Mib, SandboxId};
+use kata_vmm::{AgentAddr, Boot, Vm, VmSpec};
+
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+for m in $(cat /modules.txt); do insmod /modules/$m || echo "no module $m" >/dev/console; done
+echo online > /sys/devices/system/memory/auto_online_blocks
+grep -q test.panic /proc/cmdline && { echo "going to panic" >/dev/console; exit 1; }
+printf 'hello from \033[1minit\033[0m\n' >/dev/console
+while :; do
+  for p in /sys/class/virtio-ports/*; do
+    if [ "$(cat $p/name)" = agent.channel.0 ]; then
+      exec 3<>/dev/${p##*/}
+      stty raw -echo <&3 2>/dev/null
+      while read -r line <&3; do eval "$line" >&3 2>&1; echo "=$?" >&3; done
+    fi
+  done
+  usleep 20000
+done
+"#;
+
+/// What boots.
+pub struct Guest {
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Guest {
+    /// A guest, or none with the reason printed.
+    pub fn find() -> Option<Guest> {
+        let missing = |what: &str| {
+            println!("  skipped: there is no {what}");
+            None
+        };
+        if !qemu().exists() {
+            return missing(&qemu().display().to_string());
+        }
+        if !rustix::process::geteuid().is_root() {
+            return missing("root");
+        }
+        let Some(busybox) = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists()) else {
+            return missing("busybox");
+        };
+        let Some(kernel) = kernel() else {
+            return missing("guest kernel; build one with `cargo xtask kernel`");
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let initrd = dir.path().join("initrd");
+        std::fs::write(&initrd, make_initrd(&kernel, Path::new(busybox))).unwrap();
+        std::fs::set_permissions(&initrd, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        Some(Guest { kernel, initrd, _dir: dir })
+    }
+
+    /// A small VM with it.
+    pub fn spec(&self, run_dir: &Path) -> VmSpec {
+        VmSpec {
+            sandbox: SandboxId::new("test").unwrap(),
+            run_dir: run_dir.to_owned(),
+            binary: qemu(),
+            boot: Boot { kernel: self.kernel.clone(), initrd: self.initrd.clone(), params: vec![] },
+            memory: Mib(128),
+            max_memory: Mib(1024),
+            vcpus: 1,
+            max_vcpus: 2,
+            debug: false,
+            cgroups: vec![],
+        }
+    }
+}
+
+/// The distribution's QEMU.
+pub fn qemu() -> PathBuf {
+    PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH))
+}
+
+/// `$KATA_TEST_KERNEL`, else one of those that xtask keeps, rather one with all built in than one with modules.
+fn kernel() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    if let Some(kernel) = var("KATA_TEST_KERNEL") {
+        return Some(kernel);
+    }
+    let cache = var("KATA_CACHE_DIR")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("kata-rs")))
+        .or_else(|| var("HOME").map(|d| d.join(".cache/kata-rs")))?;
+    let mut found: Vec<PathBuf> = std::fs::read_dir(cache.join("kernel"))
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path().join("vmlinux")))
+        .filter(|path| path.exists() && !path.ends_with("work/vmlinux"))
+        .collect();
+    found.sort_by_key(|path| path.with_file_name("modules.txt").exists());
+    found.into_iter().next()
+}
+
+fn make_initrd(kernel: &Path, busybox: &Path) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let mut add = |name: &str, mode: u32, content: &[u8]| {
+        let mut writer = NewcBuilder::new(name).mode(mode).write(&mut archive, content.len() as u32);
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap();
+    };
+    for dir in ["bin", "dev", "proc", "sys", "modules", "mnt"] {
+        add(dir, 0o040_755, b"");
+    }
+    add("bin/busybox", 0o100_755, &std::fs::read(busybox).unwrap());
+    add("init", 0o100_755, INIT.as_bytes());
+    let list = std::fs::read_to_string(kernel.with_file_name("modules.txt")).unwrap_or_default();
+    let mut names = Vec::new();
+    for name in list.split_whitespace() {
+        let file = if name.ends_with(".ko") { name.to_owned() } else { format!("{name}.ko") };
+        add(&format!("modules/{file}"), 0o100_644, &std::fs::read(kernel.with_file_name("modules").join(&file)).unwrap());
+        names.push(file);
+    }
+    add("modules.txt", 0o100_644, names.join("\n").as_bytes());
+    cpio::newc::trailer(&mut archive).unwrap();
+    archive
+}
+
+/// The host's end of the guest's shell. Blocking: the runtime's tasks do not run meanwhile, which nothing needs.
+pub struct Shell {
+    stream: BufReader<UnixStream>,
+}
+
+impl Shell {
+    /// Connects, and waits until the guest answers.
+    pub fn connect(vm: &dyn Vm, at_most: Duration) -> Shell {
+        let AgentAddr::Serial { path } = vm.agent_addr() else { panic!("no serial port") };
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(at_most)).unwrap();
+        let mut shell = Shell { stream: BufReader::new(stream) };
+        let (said, status) = shell.run("echo ready");
+        assert_eq!((said.as_str(), status), ("ready\n", 0));
+        shell
+    }
+
+    /// Executes a line in the guest; what it printed and its status.
+    pub fn run(&mut self, line: &str) -> (String, i32) {
+        self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+        let mut said = String::new();
+        loop {
+            let mut got = String::new();
+            match self.stream.read_line(&mut got) {
+                Ok(0) => panic!("the guest's port closed after {line:?}: {said}"),
+                Ok(_) => {}
+                Err(e) => panic!("the guest did not end {line:?}: {e}; it said {said}"),
+            }
+            if let Some(status) = got.strip_prefix('=') {
+                return (said, status.trim().parse().unwrap());
+            }
+            said.push_str(&got);
+        }
+    }
+
+    /// Executes a line that must succeed.
+    pub fn ok(&mut self, line: &str) -> String {
+        let (said, status) = self.run(line);
+        assert_eq!(status, 0, "{line}: {said}");
+        said
+    }
+
+    /// Executes a line until it succeeds.
+    #[allow(dead_code, reason = "not every test executable waits")]
+    pub fn until_ok(&mut self, line: &str, at_most: Duration) -> String {
+        let deadline = Instant::now() + at_most;
+        loop {
+            let (said, status) = self.run(line);
+            if status == 0 {
+                return said;
+            }
+            assert!(Instant::now() < deadline, "{line}: {status}: {said}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

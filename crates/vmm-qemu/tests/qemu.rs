@@ -1,0 +1,368 @@
+//! The driver against the distribution's QEMU, always with TCG.
+
+#[path = "common/guest.rs"]
+mod guest;
+#[path = "../../vmm/tests/common/harness.rs"]
+mod harness;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use guest::{Guest, Shell};
+use harness::block_on;
+use kata_types::Mib;
+use kata_vmm::{
+    Accel, AgentAddr, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError, Resources, Stop, Vm, VmSpec,
+    Vmm,
+};
+use kata_vmm_qemu::{Qemu, QemuConfig, cleanup};
+
+/// How long a guest may take to boot: a second on an idle machine.
+const BOOT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|a| a == "spawn") {
+        return kata_vmm::spawn::helper_main(args[1..].to_vec());
+    }
+    harness::run(
+        &args,
+        &[
+            ("boots_and_answers_on_the_agents_port", boots_and_answers_on_the_agents_port),
+            ("qemu_is_jailed", qemu_is_jailed),
+            ("a_guest_that_panics_is_told_with_its_console", a_guest_that_panics_is_told_with_its_console),
+            ("is_killed_with_nothing_left", is_killed_with_nothing_left),
+            ("what_a_crash_left_is_cleaned_up", what_a_crash_left_is_cleaned_up),
+            ("pauses_and_resumes", pauses_and_resumes),
+            ("disks_come_and_go", disks_come_and_go),
+            ("memory_grows_and_shrinks", memory_grows_and_shrinks),
+            ("cpus_are_all_present", cpus_are_all_present),
+            ("a_launch_that_cannot_work_names_the_reason", a_launch_that_cannot_work_names_the_reason),
+        ],
+        Duration::from_secs(150),
+    )
+}
+
+fn driver() -> Qemu {
+    Qemu::new(QemuConfig { accel: Some(Accel::Tcg), ..QemuConfig::default() }).unwrap()
+}
+
+async fn launch(spec: VmSpec) -> Box<dyn Vm> {
+    let begin = Instant::now();
+    let vm = driver().launch(spec, Instant::now() + BOOT).await.unwrap_or_else(|e| panic!("{e}: {e:?}"));
+    println!("  QEMU answers after {:?}", begin.elapsed());
+    vm
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+/// Runs `test` with a guest that answers.
+fn with_guest(change: impl FnOnce(&mut VmSpec), test: impl AsyncFnOnce(&mut Box<dyn Vm>, Shell)) {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = guest.spec(dir.path());
+    change(&mut spec);
+    block_on(async {
+        let begin = Instant::now();
+        let mut vm = launch(spec).await;
+        let shell = connect(&*vm).await;
+        println!("  the guest answers after {:?}", begin.elapsed());
+        test(&mut vm, shell).await;
+        let exit = vm.stop(Stop::Quit, soon()).await;
+        assert_eq!((exit.code, exit.expected), (Some(0), true), "{exit}");
+    });
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something is left in the run directory");
+}
+
+async fn connect(vm: &dyn Vm) -> Shell {
+    // The console must be read meanwhile, or the guest stops when its buffer is full: let the runtime run.
+    let (path, exited) = match vm.agent_addr() {
+        AgentAddr::Serial { path } => (path.clone(), vm.exited()),
+        other => panic!("{other:?}"),
+    };
+    assert!(path.exists());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(*exited.borrow(), None, "{:?}", vm.console_tail());
+    Shell::connect(vm, BOOT)
+}
+
+fn gone(pid: i32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn boots_and_answers_on_the_agents_port() {
+    with_guest(
+        |spec| spec.boot.params.push("test.mine=1".to_owned()),
+        async |vm, mut shell| {
+            let params = shell.ok("cat /proc/cmdline");
+            for param in ["console=ttyS0", "panic=-1", "cgroup_no_v1=all", "agent.log=info", "test.mine=1"] {
+                assert!(params.contains(param), "{params}");
+            }
+            println!("  {} up {}", shell.ok("uname -r").trim(), shell.ok("cat /proc/uptime").trim());
+            // The runtime reads the console only now.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert!(vm.console_tail().iter().any(|l| l == "hello from init"), "{:?}", vm.console_tail());
+            assert_eq!(shell.ok("ls /sys/bus/pci/devices | wc -l").trim(), "11", "bridges and one controller");
+        },
+    );
+}
+
+fn qemu_is_jailed() {
+    with_guest(
+        |_| {},
+        async |vm, _shell| {
+            let pid = vm.processes().vmm;
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+            let uid = vm.record().uid.unwrap();
+            assert!((400_000..=465_535).contains(&uid));
+            assert_eq!(line("Uid:"), format!("{uid}\t{uid}\t{uid}\t{uid}"));
+            assert_eq!(line("Gid:"), format!("{uid}\t{uid}\t{uid}\t{uid}"));
+            assert_eq!(line("Groups:"), "");
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                assert_eq!(line(set), "0000000000000000");
+            }
+            assert_eq!((line("NoNewPrivs:").as_str(), line("Seccomp:").as_str()), ("1", "2"));
+            for ns in ["mnt", "pid", "net", "ipc", "uts"] {
+                let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{ns}")).unwrap();
+                assert_ne!(of(&pid.to_string()), of("self"), "{ns}");
+            }
+            let mut seen: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/root"))
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
+            seen.sort();
+            seen.retain(|name| !["lib", "lib64"].contains(&name.as_str()));
+            assert_eq!(seen, ["dev", "etc", "initrd", "kernel", "usr"]);
+            let mounts = std::fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+            for mount in mounts.lines() {
+                assert!(mount.split(' ').nth(3).unwrap().split(',').any(|o| o == "ro"), "{mount}");
+            }
+            // Two processes must not share a uid.
+            let lock = Path::new(kata_types::HOST_RUN_DIR).join("uids").join(uid.to_string());
+            assert!(lock.exists());
+        },
+    );
+}
+
+fn a_guest_that_panics_is_told_with_its_console() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = guest.spec(dir.path());
+    spec.boot.params.push("test.panic".to_owned());
+    block_on(async {
+        let vm = launch(spec).await;
+        let mut exited = vm.exited();
+        let exit = tokio::time::timeout(BOOT, exited.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
+        assert!(!exit.expected, "{exit}");
+        let tail = vm.console_tail();
+        assert!(tail.iter().any(|l| l == "going to panic"), "{tail:?}");
+        assert!(tail.iter().any(|l| l.contains("Kernel panic - not syncing: Attempted to kill init")), "{tail:?}");
+    });
+}
+
+fn is_killed_with_nothing_left() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        // Killed by somebody.
+        let mut vm = launch(guest.spec(dir.path())).await;
+        let pid = vm.processes().vmm;
+        let mut exited = vm.exited();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+        let exit = tokio::time::timeout(Duration::from_secs(5), exited.wait_for(Option::is_some)).await;
+        let exit = exit.unwrap().unwrap().clone().unwrap();
+        assert_eq!((exit.signal, exit.expected), (Some(9), false));
+        assert!(gone(pid));
+        let e = vm.pause().await.unwrap_err();
+        assert!(e.to_string().contains("killed by signal 9"), "{e}");
+        // Asked to stop all the same, it says how it ended.
+        assert_eq!(vm.stop(Stop::Quit, soon()).await.signal, Some(9));
+        drop(vm);
+
+        // Killed by us.
+        let mut vm = launch(guest.spec(dir.path())).await;
+        let exit = vm.stop(Stop::Kill, soon()).await;
+        assert_eq!((exit.signal, exit.expected), (Some(9), true));
+
+        // Dropped.
+        let vm = launch(guest.spec(dir.path())).await;
+        let (pid, uid) = (vm.processes().vmm, vm.record().uid.unwrap());
+        drop(vm);
+        assert!(gone(pid));
+        assert!(!Path::new(kata_types::HOST_RUN_DIR).join("uids").join(uid.to_string()).exists());
+    });
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something is left in the run directory");
+}
+
+fn what_a_crash_left_is_cleaned_up() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let vm = launch(guest.spec(dir.path())).await;
+        let record = vm.record();
+        let mut another = record.clone();
+        another.start_time += 1;
+        cleanup(&another, soon()).unwrap();
+        assert!(!gone(record.pid), "a process that only has the pid was killed");
+        cleanup(&record, soon()).unwrap();
+        let exit = vm.exited().wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert_eq!(exit.signal, Some(9));
+        cleanup(&record, soon()).unwrap();
+    });
+}
+
+fn pauses_and_resumes() {
+    with_guest(
+        |_| {},
+        async |vm, mut shell| {
+            vm.pause().await.unwrap();
+            let before = cpu_time(vm.processes().vmm);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let used = cpu_time(vm.processes().vmm) - before;
+            assert!(used <= 5, "{used} ticks while paused");
+            vm.resume().await.unwrap();
+            shell.ok("true");
+        },
+    );
+}
+
+/// User and system time of a process in ticks.
+fn cpu_time(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+fn disks_come_and_go() {
+    with_guest(
+        |_| {},
+        async |vm, mut shell| {
+            let image = tempfile::tempfile().unwrap();
+            image.set_len(4 << 20).unwrap();
+            let id = DeviceId("disk-1".to_owned());
+            let disk = |read_only| Device::Block {
+                id: id.clone(),
+                file: image.try_clone().unwrap().into(),
+                read_only,
+            };
+            let at = vm.attach(disk(false)).await.unwrap();
+            assert_eq!(at, GuestAddr::Pci("02/00".to_owned()));
+            // The address is where the guest finds it: bridge 02 of the root bus, device 00 behind it.
+            shell.until_ok("ls /sys/devices/pci0000:00/0000:00:02.0/0000:*:00.0/virtio*/block/vda", BOOT);
+            assert_eq!(shell.ok("cat /sys/block/vda/serial; echo"), "disk-1\n");
+            shell.ok("echo written by the guest | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null");
+            let mut start = [0; 20];
+            std::os::unix::fs::FileExt::read_exact_at(&image, &mut start, 0).unwrap();
+            assert_eq!(&start, b"written by the guest");
+            let e = vm.attach(disk(false)).await.unwrap_err();
+            assert!(matches!(e, DeviceError::Id { .. }), "{e}");
+            vm.detach(&id).await.unwrap();
+            shell.until_ok("test ! -e /sys/block/vda", BOOT);
+            assert!(matches!(vm.detach(&id).await, Err(DeviceError::Id { .. })));
+
+            // The slot is free again, and so is the name.
+            assert_eq!(vm.attach(disk(true)).await.unwrap(), GuestAddr::Pci("02/00".to_owned()));
+            shell.until_ok("test -e /sys/block/vda", BOOT);
+            assert_eq!(shell.ok("cat /sys/block/vda/ro").trim(), "1");
+
+            // Until no slot is left; one is kept for memory.
+            for n in 2..=7 {
+                let more = Device::Block {
+                    id: DeviceId(format!("more-{n}")),
+                    file: tempfile::tempfile().unwrap().into(),
+                    read_only: false,
+                };
+                vm.attach(more).await.unwrap();
+            }
+            let more = Device::Block { id: DeviceId("x".into()), file: tempfile::tempfile().unwrap().into(), read_only: false };
+            let e = vm.attach(more).await.unwrap_err();
+            assert!(matches!(e, DeviceError::NoSlot(_)), "{e}");
+        },
+    );
+}
+
+fn memory_grows_and_shrinks() {
+    with_guest(
+        |_| {},
+        async |vm, mut shell| {
+            let total = |shell: &mut Shell| -> u64 {
+                shell.ok("awk '/MemTotal/{print $2}' /proc/meminfo").trim().parse::<u64>().unwrap() / 1024
+            };
+            let before = total(&mut shell);
+            let ask = |memory| Resources { memory: Mib(memory), vcpus: 1 };
+            assert_eq!(vm.resize(ask(128)).await.unwrap().memory, Mib(128));
+            let begin = Instant::now();
+            assert_eq!(vm.resize(ask(513)).await.unwrap().memory, Mib(514), "in steps of 2 MiB");
+            println!("  grew in {:?}", begin.elapsed());
+            let grown = total(&mut shell) - before;
+            assert!((380..=386).contains(&grown), "{grown} MiB more");
+            let less = vm.resize(ask(256)).await.unwrap().memory;
+            assert!(less >= Mib(256) && less < Mib(514), "{less}");
+            let e = vm.resize(ask(1025)).await.unwrap_err();
+            assert!(matches!(e, ResizeError::OverMaximum { .. }), "{e}");
+            assert!(e.to_string().contains("1025 MiB") && e.to_string().contains("1024 MiB"), "{e}");
+        },
+    );
+}
+
+fn cpus_are_all_present() {
+    with_guest(
+        |spec| spec.max_vcpus = 3,
+        async |vm, mut shell| {
+            assert_eq!(shell.ok("cat /sys/devices/system/cpu/online").trim(), "0");
+            assert_eq!(shell.ok("cat /sys/devices/system/cpu/present").trim(), "0-2");
+            let now = vm.resize(Resources { memory: Mib(128), vcpus: 2 }).await.unwrap();
+            assert_eq!(now.vcpus, 2);
+            let begin = Instant::now();
+            shell.ok("echo 1 >/sys/devices/system/cpu/cpu1/online");
+            println!("  onlined in {:?}", begin.elapsed());
+            assert_eq!(shell.ok("cat /sys/devices/system/cpu/online").trim(), "0-1");
+            assert!(vm.resize(Resources { memory: Mib(128), vcpus: 4 }).await.is_err());
+        },
+    );
+}
+
+fn a_launch_that_cannot_work_names_the_reason() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let fails = async |change: &dyn Fn(&mut VmSpec)| {
+            let mut spec = guest.spec(dir.path());
+            change(&mut spec);
+            let begin = Instant::now();
+            match driver().launch(spec, soon()).await {
+                Ok(_) => panic!("it started"),
+                Err(e) => {
+                    println!("  {e} ({:?})", begin.elapsed());
+                    e
+                }
+            }
+        };
+        let e = fails(&|s| s.binary = "/no/such/qemu".into()).await;
+        assert!(matches!(e, LaunchError::Input { .. }));
+        let e = fails(&|s| s.memory = Mib(16)).await;
+        assert!(matches!(e, LaunchError::Size(_)));
+        // A program that is no QEMU.
+        let e = fails(&|s| s.binary = "/bin/false".into()).await;
+        assert!(matches!(&e, LaunchError::Died { exit, .. } if exit.code == Some(1)), "{e}");
+        // QEMU's own words reach the message.
+        let e = fails(&|s| s.max_vcpus = 100_000).await;
+        assert!(matches!(&e, LaunchError::Died { exit, .. } if exit.stderr_tail.contains("CPU")), "{e}");
+        // One that says nothing.
+        let mut spec = guest.spec(dir.path());
+        spec.binary = dir.path().join("silent");
+        std::fs::write(&spec.binary, "#!/bin/sh\nwhile :; do :; done\n").unwrap();
+        std::fs::set_permissions(&spec.binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let Err(e) = driver().launch(spec, Instant::now() + Duration::from_millis(500)).await else {
+            panic!("it started")
+        };
+        assert!(matches!(e, LaunchError::Spawn { .. } | LaunchError::Deadline { .. }), "{e}");
+        std::fs::remove_file(dir.path().join("silent")).unwrap();
+    });
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something is left in the run directory");
+}

@@ -1,0 +1,62 @@
+//! Building the two programs.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::{deps, paths, run};
+
+/// Optimised for size and speed, or quickly built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// What is installed and measured.
+    Release,
+    /// What the tests and the demo run.
+    Dev,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Profile::Release => "release",
+            Profile::Dev => "dev",
+        }
+    }
+
+    /// Its directory below the target directory.
+    pub fn dir(self) -> &'static str {
+        match self {
+            Profile::Release => "release",
+            Profile::Dev => "debug",
+        }
+    }
+}
+
+/// Builds `kata` and returns its path.
+///
+/// # Errors
+/// cargo's.
+pub fn host(profile: Profile) -> Result<PathBuf> {
+    run::check(&mut run::cargo(["build", "--package", "kata", "--bin", "kata", "--profile", profile.name()]))?;
+    built(paths::target_dir().join(profile.dir()).join("kata"))
+}
+
+/// Builds the static agent and returns its path.
+///
+/// # Errors
+/// cargo's.
+pub fn agent(profile: Profile) -> Result<PathBuf> {
+    let target = deps::guest_target();
+    let mut cargo = run::cargo(["build", "--package", "kata-agent", "--bin", "kata-agent"]);
+    cargo.args(["--profile", profile.name(), "--target", target.triple]);
+    if !target.rustflags.is_empty() {
+        cargo.env("RUSTFLAGS", target.rustflags);
+    }
+    run::check(&mut cargo)?;
+    built(paths::target_dir().join(target.triple).join(profile.dir()).join("kata-agent"))
+}
+
+fn built(path: PathBuf) -> Result<PathBuf> {
+    path.metadata().with_context(|| format!("cargo did not make {}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,122 @@
+//! Every test: those of the crates, and those of the whole system on real engines in real VMs.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::build::Profile;
+use crate::summary::{Expected, Summary};
+use crate::watch::{self, End};
+use crate::{deps, guest, layout, paths, run};
+
+/// A test program that prints nothing for so long hangs. The whole-system tests print at the end of each test.
+const SILENCE: Duration = Duration::from_secs(900);
+/// The skips that are in order.
+const EXPECTED: &str = "tests/expected-skips.txt";
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only the tests of the crates: no root, no VM.
+    #[arg(long, conflicts_with = "system")]
+    units: bool,
+    /// Only the whole-system tests.
+    #[arg(long)]
+    system: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Runs the tests. The last line printed is `N passed, N failed, N skipped`.
+pub fn run(options: &Options) -> ExitCode {
+    let start = Instant::now();
+    let mut summary = Summary::default();
+    let mut good = true;
+    if let Err(err) = all(options, &mut summary) {
+        eprintln!("xtask: {err:#}");
+        good = false;
+        // Nobody shall read "0 failed" there.
+        summary.failed = summary.failed.max(1);
+    }
+    eprintln!("    all in {}", run::seconds(start.elapsed()));
+    println!("{summary}");
+    if good && summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn all(options: &Options, summary: &mut Summary) -> Result<()> {
+    run::step("Debian packages", || deps::ensure(deps::BUILD))?;
+    if options.units {
+        crates(options, None, summary)?;
+    } else {
+        ensure!(deps::am_root(), "the whole-system tests need root; `cargo xtask test --units` does not");
+        run::step("Debian packages for VMs and engines", || deps::ensure(&[deps::RUN, deps::TEST].concat()))?;
+        let kernel = run::step("the guest kernel", guest::tuned)?;
+        let stage = layout::stage(Profile::Dev, &kernel)?;
+        if !options.system {
+            crates(options, Some(&stage), summary)?;
+        }
+        whole_system(options, &stage, summary)?;
+    }
+    verdict(options, summary)
+}
+
+fn crates(options: &Options, stage: Option<&PathBuf>, summary: &mut Summary) -> Result<()> {
+    // Examples are built, because some tests run them.
+    let mut cargo = run::cargo(["test", "--workspace", "--exclude", "kata-system-tests", "--no-fail-fast"]);
+    cargo.args(["--lib", "--bins", "--tests", "--examples"]);
+    if let Some(stage) = stage {
+        cargo.env("KATA_STAGE", stage);
+    }
+    program("tests of the crates", cargo, &[], options, summary)
+}
+
+fn whole_system(options: &Options, stage: &PathBuf, summary: &mut Summary) -> Result<()> {
+    let mut cargo =
+        run::cargo(["test", "--package", "kata-system-tests", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+    cargo.env("KATA_STAGE", stage);
+    // The same with Debian's own kernel, for the tests that boot it. Without a network they skip, and say so.
+    match guest::distro().and_then(|kernel| layout::stage(Profile::Dev, &kernel)) {
+        Ok(stage) => drop(cargo.env("KATA_STAGE_DEBIAN", stage)),
+        Err(err) => eprintln!("    without Debian's kernel: {err:#}"),
+    }
+    program("whole-system tests", cargo, &["--test-threads=1"], options, summary)
+}
+
+/// One `cargo test`, shown as it runs and counted.
+fn program(name: &str, mut cargo: Command, args: &[&str], options: &Options, summary: &mut Summary) -> Result<()> {
+    cargo.args(["--", "--show-output"]).args(args).args(&options.filter);
+    let failed_before = summary.failed;
+    eprintln!("==> {name}");
+    let start = Instant::now();
+    let end = watch::lines(&mut cargo, SILENCE, |line| {
+        println!("{line}");
+        summary.line(line);
+    })?;
+    summary.end(name, end == End::Exited(true), failed_before);
+    eprintln!(
+        "    {} in {}: {name}",
+        if summary.failed == failed_before { "done" } else { "FAILED" },
+        run::seconds(start.elapsed())
+    );
+    Ok(())
+}
+
+fn verdict(options: &Options, summary: &Summary) -> Result<()> {
+    let path = paths::repo_root().join(EXPECTED);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let expected = Expected::parse(&text).with_context(|| EXPECTED.to_owned())?;
+    for reason in &summary.skips {
+        eprintln!("    skipped: {reason}");
+    }
+    let unexpected = summary.unexpected(&expected);
+    ensure!(
+        unexpected.is_empty(),
+        "{} tests were skipped for reasons that {EXPECTED} does not expect: {}",
+        unexpected.len(),
+        unexpected.join("; ")
+    );
+    ensure!(summary.passed > 0 || options.filter.is_some(), "no test ran");
+    Ok(())
+}
