@@ -69,7 +69,7 @@ fn as_tuned(path: PathBuf) -> Kernel {
 /// Writes the initrd for `kernel` to `out`, whole or not at all.
 ///
 /// # Errors
-/// See [`image::write`].
+/// See [`image::write()`].
 pub fn write_initrd(kernel: &Kernel, agent: &Path, out: &Path) -> Result<()> {
     let dir = out.parent().context("an initrd without a directory")?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;

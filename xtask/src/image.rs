@@ -39,7 +39,7 @@ pub fn write(out: impl Write, agent: &Path, modules: &[Module]) -> Result<()> {
 /// The same with some more programs: their path in the guest without its first '/', and their file here.
 ///
 /// # Errors
-/// As of [`write`].
+/// As of [`write()`].
 pub fn write_with(out: impl Write, init: &Path, programs: &[(&str, &Path)], modules: &[Module]) -> Result<()> {
     let mut archive = Archive { out, ino: 0, dirs: BTreeSet::new() };
     for (dir, mode) in DIRS {

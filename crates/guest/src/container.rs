@@ -107,16 +107,19 @@ impl Container {
         let hold = context.reaper.hold();
         let name = id.to_owned();
         let made = blocking(move || Ok(engine::Container::create(&name, &spec, &rootfs, io)?)).await;
-        let taken = made.and_then(|(engine, child)| {
-            let exit = hold.claim(child.pid);
-            match Process::new(child, exit, wanted, mine, ends) {
-                Ok(init) => Ok((engine, init)),
-                Err(e) => {
-                    undo(engine, id);
-                    Err(e)
+        let taken = match made {
+            Ok((engine, child)) => {
+                let exit = hold.claim(child.pid);
+                match Process::new(child, exit, wanted, mine, ends) {
+                    Ok(init) => Ok((engine, init)),
+                    Err(e) => {
+                        undo(engine, id).await;
+                        Err(e)
+                    }
                 }
             }
-        });
+            Err(e) => Err(e),
+        };
         let (engine, init) = match taken {
             Ok(both) => both,
             Err(e) => {
@@ -379,8 +382,8 @@ impl Container {
 }
 
 /// Takes back a container whose process cannot be watched.
-fn undo(engine: engine::Container, id: &str) {
-    if let Err(e) = engine.destroy() {
+async fn undo(engine: engine::Container, id: &str) {
+    if let Err(e) = blocking(move || Ok(engine.destroy()?)).await {
         log::error!("container {id} was not created, and what exists of it cannot be removed: {e}");
     }
 }

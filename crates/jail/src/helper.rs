@@ -148,7 +148,8 @@ fn become_root_of_namespace() -> Result<(), JailError> {
 
 /// Stage 0 of an exec: the namespaces of the container's init.
 fn enter_existing(job: &Job, fds: &Fds) -> Result<(), JailError> {
-    let spec = oci::Spec::parse_from_bytes(&job.spec).map_err(|_| JailError::helper("got a spec that it cannot read"))?;
+    let spec =
+        oci::Spec::parse_from_bytes(&job.spec).map_err(|_| JailError::helper("got a spec that it cannot read"))?;
     set_oom_score_adj(spec.Process.get_or_default())?;
     let init = fds.init.as_ref().ok_or_else(|| JailError::helper("got no init"))?;
     let flags = CloneFlags::from_bits_retain(job.namespaces as i32);
@@ -237,14 +238,12 @@ fn make_container(
     sysctl::apply(&linux.Sysctl)?;
 
     let mut rootfs = Rootfs::open(&job.rootfs, &linux.RootfsPropagation)?;
-    let around = Surroundings {
-        cgroup: &job.cgroup,
-        cgroup_namespace: namespaces.has(namespaces::Kind::Cgroup),
-        report,
-    };
+    let around =
+        Surroundings { cgroup: &job.cgroup, cgroup_namespace: namespaces.has(namespaces::Kind::Cgroup), report };
     rootfs.mount_all(&spec.Mounts, &around)?;
     let own_dev = !spec.Mounts.iter().any(|m| {
-        m.destination.trim_end_matches('/') == "/dev" && (m.type_ == "bind" || m.options.iter().any(|o| o.ends_with("bind")))
+        m.destination.trim_end_matches('/') == "/dev"
+            && (m.type_ == "bind" || m.options.iter().any(|o| o.ends_with("bind")))
     });
     if own_dev {
         devices::make(rootfs.fd(), &linux.Devices)?;

@@ -64,6 +64,7 @@ impl FsDaemon {
     ) -> Result<FsDaemon, FsDaemonError> {
         let (listener, connection) = socket(&run_dir.join("virtiofsd.sock"))?;
         let process = Spawn::new(self_exe())
+            .arg0("kata")
             .args(["virtiofsd", "--fd", &LISTENER_FD.to_string(), "--root"])
             .arg(share.dir().to_string_lossy())
             .args(["--log", if debug { "debug" } else { "warn" }])

@@ -49,8 +49,21 @@ const FLAGS: &[(&str, bool, MsFlags)] = &[
 
 /// Options that say nothing to us: the share's propagation is its own, and the rest is for fstab.
 const IGNORED: &[&str] = &[
-    "defaults", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable", "auto",
-    "noauto", "user", "nouser", "_netdev", "nofail",
+    "defaults",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "unbindable",
+    "runbindable",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "_netdev",
+    "nofail",
 ];
 
 impl Options {

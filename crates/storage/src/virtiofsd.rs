@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use capctl::caps::{Cap, CapState, ambient};
 use kata_sys::process::mount::{MountAttrs, set_mount_attrs};
+use kata_sys::process::seccomp::deny_syscalls;
 use kata_sys::process::take_inherited_fd;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit};
@@ -32,6 +33,59 @@ pub(crate) const CAPABILITIES: &[&str] =
     &["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SETGID", "SETUID"];
 /// What it may do besides until its root directory is changed.
 pub(crate) const SETUP_CAPABILITY: &str = "SYS_ADMIN";
+/// What it never does. A process that was taken over by its guest must not find a way out in them.
+const DENIED: &[libc::c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_setns,
+    libc::SYS_chroot,
+    libc::SYS_pivot_root,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_personality,
+];
 /// How long the guest may believe what it knows of a name or attribute: others change files too.
 const CACHE: Duration = Duration::from_secs(1);
 /// Descriptors that are not the guest's: one per region of its memory (509 at most, in the backend library) and ours.
@@ -39,6 +93,10 @@ const OWN_FILES: u64 = 509 + 101;
 
 /// `kata virtiofsd --fd N --root DIR [--log LEVEL]`, started by [`crate::FsDaemon`] only. Ends when the VM disconnects.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // Executed through /proc/self/exe it would be listed as "exe".
+    if let Err(e) = rustix::thread::set_name(c"virtiofsd") {
+        eprintln!("virtiofsd: cannot set the name: {e}");
+    }
     let result = Arguments::parse(args).and_then(|arguments| {
         start_log(arguments.log);
         run(arguments)
@@ -120,11 +178,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let proc_self_fd = change_root(&arguments.root)
         .map_err(|e| Failure(format!("cannot make {} the root directory: {e}", arguments.root.display())))?;
     drop_setup_capability().map_err(cannot("give up the capability for the setup"))?;
+    // Before any thread exists, so that all have it.
+    deny_syscalls(DENIED).map_err(cannot("filter the system calls"))?;
     let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(cannot("read the limit of open files"))?;
-    let guest_fd_limit = open_files
-        .checked_sub(OWN_FILES)
-        .filter(|left| *left > 0)
-        .ok_or_else(|| Failure(format!("the limit of {open_files} open files is too low; {OWN_FILES} and more are needed")))?;
+    let guest_fd_limit = open_files.checked_sub(OWN_FILES).filter(|left| *left > 0).ok_or_else(|| {
+        Failure(format!("the limit of {open_files} open files is too low; {OWN_FILES} and more are needed"))
+    })?;
 
     let config = Config {
         entry_timeout: CACHE,
@@ -167,8 +226,13 @@ fn change_root(root: &Path) -> io::Result<OwnedFd> {
     umount2(".", MntFlags::MNT_DETACH)?;
     std::env::set_current_dir("/")?;
     // The guest is to write to what is mounted in the share, not to the share, which is the host's memory.
-    let own = rustix::fs::open("/", rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
-    set_mount_attrs(own.as_fd(), MountAttrs { read_only: true, nosuid: true, nodev: true, noexec: true, slave: false }, false)?;
+    let own =
+        rustix::fs::open("/", rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    set_mount_attrs(
+        own.as_fd(),
+        MountAttrs { read_only: true, nosuid: true, nodev: true, noexec: true, slave: false },
+        false,
+    )?;
     Ok(proc_self_fd)
 }
 

@@ -130,7 +130,8 @@ fn binds_of_files_and_directories() {
     assert_eq!(first, "/run/kata-containers/shared/containers/c1/mounts/0");
     assert_eq!(second, "/run/kata-containers/shared/containers/c1/mounts/1");
     assert_eq!(third, "/run/kata-containers/shared/containers/c2/mounts/0");
-    let at = |path: &str| share.dir().join(path);
+    let dir_of = share.dir().to_owned();
+    let at = |path: &str| dir_of.join(path);
     assert_eq!(fs::read_to_string(at("c1/mounts/0/a")).unwrap(), "in a directory");
     fs::write(at("c1/mounts/0/b"), "new").unwrap();
     assert_eq!(fs::read_to_string(dir.join("b")).unwrap(), "new");
@@ -340,7 +341,8 @@ fn the_daemon_is_jailed_and_ends() {
         assert!(root.join("late/rootfs/a").exists(), "what comes later is seen");
         let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
         let options = |at: &str| -> Vec<String> {
-            let line = mounts.lines().find(|l| l.split(' ').nth(1) == Some(at)).unwrap_or_else(|| panic!("{at}: {mounts}"));
+            let line =
+                mounts.lines().find(|l| l.split(' ').nth(1) == Some(at)).unwrap_or_else(|| panic!("{at}: {mounts}"));
             line.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect()
         };
         assert!(options("/").contains(&"ro".to_owned()), "the share itself is not the guest's to write to");
@@ -358,6 +360,11 @@ fn the_daemon_is_jailed_and_ends() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         assert!(status.contains("CapPrm:\t00000000880000db\n") && status.contains("NoNewPrivs:\t1"), "{status}");
+        assert!(status.starts_with("Name:\tvirtiofsd\n"), "{status}");
+        while !fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains("Seccomp:\t2") {
+            assert!(Instant::now() < until, "{status}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         for ns in ["mnt", "pid", "net", "ipc"] {
             let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{ns}")).unwrap();
             assert_ne!(of(&pid.to_string()), of("self"), "{ns}");
@@ -438,7 +445,8 @@ fn a_guest_uses_the_share() {
         assert_ne!(devices[0], devices[1]);
 
         let begin = Instant::now();
-        let sum = shell.ok("dd if=/dev/zero of=/mnt/c1/rootfs/big bs=1M count=64 2>/dev/null && md5sum < /mnt/c1/rootfs/big");
+        let sum =
+            shell.ok("dd if=/dev/zero of=/mnt/c1/rootfs/big bs=1M count=64 2>/dev/null && md5sum < /mnt/c1/rootfs/big");
         println!("  64 MiB written and read in {:?}", begin.elapsed());
         assert!(sum.starts_with("7f614da9329cd3aebf59b91aadc30bf0"), "{sum}");
         assert_eq!(fs::metadata(dirs.src("upper/big")).unwrap().len(), 64 << 20);

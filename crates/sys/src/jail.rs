@@ -105,7 +105,13 @@ pub fn reset_signals() -> io::Result<()> {
         // SAFETY: the kernel reads a struct sigaction from `default`, whose mask has the size given, and writes nothing.
         // No handler of anybody's is made or kept.
         let r = unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>())
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
         };
         if r < 0 {
             return Err(io::Error::last_os_error());

@@ -2,10 +2,11 @@
 
 pub mod kvm;
 pub mod mount;
+pub mod seccomp;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// Descriptors from here on are out of the way of the numbers given to programs.
 pub const HIGH_FD: RawFd = 512;
@@ -120,9 +121,4 @@ pub fn exec(program: &CString, args: &[CString], env: &[CString]) -> io::Error {
         Ok(never) => match never {},
         Err(e) => e.into(),
     }
-}
-
-/// The number of the raw descriptor, for command lines that name one.
-pub fn number_of(fd: &impl AsRawFd) -> RawFd {
-    fd.as_raw_fd()
 }

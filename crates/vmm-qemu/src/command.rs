@@ -69,7 +69,10 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel) -> Vec<S
     add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
     add(&["-chardev", &format!("socket,id=console,fd={CONSOLE_FD}"), "-serial", "chardev:console"]);
     add(&["-chardev", &format!("socket,id=agent,fd={AGENT_FD},server=on,wait=off")]);
-    add(&["-device", &format!("virtio-serial-pci,id=serial,max_ports=2,bus=pcie.0,addr={SERIAL_SLOT:#x},disable-legacy=on")]);
+    add(&[
+        "-device",
+        &format!("virtio-serial-pci,id=serial,max_ports=2,bus=pcie.0,addr={SERIAL_SLOT:#x},disable-legacy=on"),
+    ]);
     add(&["-device", &format!("virtserialport,bus=serial.0,chardev=agent,name={}", kata_types::AGENT_SERIAL_PORT)]);
     for index in 0..ROOT_PORTS {
         let slot = FIRST_SLOT + index;

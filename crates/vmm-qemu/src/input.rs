@@ -14,7 +14,13 @@ const MIN_MEMORY: Mib = Mib(64);
 /// Checks the specification; the error names the thing and what to do.
 pub(crate) fn check(spec: &VmSpec, other_user: bool) -> Result<(), LaunchError> {
     sizes(spec)?;
-    file("the QEMU binary", &spec.binary, "install qemu-system or set `path` under [hypervisor.qemu]", other_user, true)?;
+    file(
+        "the QEMU binary",
+        &spec.binary,
+        "install qemu-system or set `path` under [hypervisor.qemu]",
+        other_user,
+        true,
+    )?;
     let kernel_hint = "build one with `cargo xtask kernel` or set `kernel` under [hypervisor.qemu]";
     let kernel = file("the guest kernel", &spec.boot.kernel, kernel_hint, other_user, false)?;
     if cfg!(target_arch = "x86_64") {
@@ -62,7 +68,11 @@ fn file(what: &'static str, path: &Path, hint: &str, other_user: bool, program: 
     }
     let need = if program { 0o005 } else { 0o004 };
     if other_user && mode & need != need {
-        let hint = format!("QEMU runs under a user of its own: `chmod o+r{} {}`", if program { "x" } else { "" }, path.display());
+        let hint = format!(
+            "QEMU runs under a user of its own: `chmod o+r{} {}`",
+            if program { "x" } else { "" },
+            path.display()
+        );
         return Err(input(what, path, "is not readable for others than its owner", &hint));
     }
     if !program && meta.len() == 0 {
@@ -84,9 +94,8 @@ fn reason(e: &io::Error) -> String {
 /// An ELF file, or the Linux/x86 boot protocol's magic (Documentation/arch/x86/boot.rst).
 fn kernel_format(mut kernel: File) -> Result<(), String> {
     let mut magic = [0; 4];
-    let mut at = |offset| {
-        kernel.seek(SeekFrom::Start(offset)).and_then(|_| kernel.read_exact(&mut magic)).ok().map(|()| magic)
-    };
+    let mut at =
+        |offset| kernel.seek(SeekFrom::Start(offset)).and_then(|_| kernel.read_exact(&mut magic)).ok().map(|()| magic);
     if at(0) == Some(*b"\x7fELF") || at(0x202) == Some(*b"HdrS") {
         return Ok(());
     }

@@ -56,10 +56,8 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
     if let Some(lock) = &uid {
         spawn = spawn.user(lock.uid(), lock.uid());
     }
-    let process = spawn
-        .start(deadline)
-        .await
-        .map_err(|source| LaunchError::Spawn { binary: spec.binary.clone(), source })?;
+    let process =
+        spawn.start(deadline).await.map_err(|source| LaunchError::Spawn { binary: spec.binary.clone(), source })?;
     let record = VmRecord {
         driver: NAME.to_owned(),
         pid: process.pid(),
@@ -87,7 +85,17 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
         Err(QmpError::Refused(reason)) => return Err(LaunchError::Control { stage, reason }),
     };
     tracing::info!(pid = process.pid(), accel = %qemu.accel(), "QEMU answers");
-    Ok(QemuVm::new(process, qmp, console, AgentAddr::Serial { path: agent }, agent_file, uid, record, &spec, qemu.accel()))
+    Ok(QemuVm::new(
+        process,
+        qmp,
+        console,
+        AgentAddr::Serial { path: agent },
+        agent_file,
+        uid,
+        record,
+        &spec,
+        qemu.accel(),
+    ))
 }
 
 /// Makes the agent's listening socket. What a crashed predecessor left there is replaced.

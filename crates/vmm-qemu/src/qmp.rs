@@ -291,16 +291,21 @@ mod tests {
             "good" => format!(
                 "{{\"event\": \"STOP\", \"data\": {{\"a\": 1}}}}\n{{\"return\": 7, \"id\": 99}}\n{{\"return\": 42, \"id\": {id}}}\n"
             ),
-            "bad" => format!("{{\"error\": {{\"class\": \"GenericError\", \"desc\": \"no such thing\"}}, \"id\": {id}}}\n"),
+            "bad" => {
+                format!("{{\"error\": {{\"class\": \"GenericError\", \"desc\": \"no such thing\"}}, \"id\": {id}}}\n")
+            }
             "silent" => String::new(),
             _ => "close".to_owned(),
         }));
         let qmp = Qmp::connect(ours, soon()).await.unwrap();
         let mut events = qmp.events();
         assert_eq!(qmp.execute("good", Value::Null, None, soon()).await.unwrap(), 42);
-        let seen = wait_event(&mut events, Duration::from_secs(1), |e| (e.name == "STOP").then(|| e.data.clone())).await;
+        let seen =
+            wait_event(&mut events, Duration::from_secs(1), |e| (e.name == "STOP").then(|| e.data.clone())).await;
         assert_eq!(seen, Some(json!({ "a": 1 })));
-        assert!(matches!(qmp.execute("bad", Value::Null, None, soon()).await, Err(QmpError::Refused(s)) if s == "no such thing"));
+        assert!(
+            matches!(qmp.execute("bad", Value::Null, None, soon()).await, Err(QmpError::Refused(s)) if s == "no such thing")
+        );
         let short = Instant::now() + Duration::from_millis(30);
         assert!(matches!(qmp.execute("silent", Value::Null, None, short).await, Err(QmpError::Deadline(_))));
         assert!(matches!(qmp.execute("quit", Value::Null, None, soon()).await, Err(QmpError::Closed(_))));

@@ -67,7 +67,10 @@ impl Console {
             while stream.readable().await.is_ok() {
                 match stream.try_read(&mut bytes) {
                     Ok(0) => return,
-                    Ok(n) => into.lock().unwrap_or_else(PoisonError::into_inner).push(&bytes[..n]),
+                    Ok(n) => into
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push_and(&bytes[..n], |line| tracing::debug!(target: "guest_console", "{line}")),
                     Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                     Err(_) => return,
                 }
@@ -224,8 +227,7 @@ impl QemuVm {
         let operation = format!("plug the disk {}", id.0);
         let refused = |reason: String| DeviceError::Refused { operation: operation.clone(), reason };
         let kind = rustix::fs::fstat(&file).map_err(|e| refused(e.to_string()))?.st_mode;
-        let driver =
-            if rustix::fs::FileType::from_raw_mode(kind).is_block_device() { "host_device" } else { "file" };
+        let driver = if rustix::fs::FileType::from_raw_mode(kind).is_block_device() { "host_device" } else { "file" };
         let file = with_access(file, read_only).map_err(|e| refused(e.to_string()))?;
         let added = self.command(&operation, "add-fd", Value::Null, Some(&file)).await?;
         let fdset = added["fdset-id"].as_u64().ok_or_else(|| refused("add-fd gave no set".to_owned()))?;
@@ -480,7 +482,12 @@ impl Vm for QemuVm {
             Ok(exit) => exit,
             Err(_) => {
                 tracing::error!(pid = self.process.pid(), "QEMU was killed and yet is there, stuck in the kernel");
-                VmExit { code: None, signal: None, expected: true, stderr_tail: "it was killed and does not end".into() }
+                VmExit {
+                    code: None,
+                    signal: None,
+                    expected: true,
+                    stderr_tail: "it was killed and does not end".into(),
+                }
             }
         }
     }

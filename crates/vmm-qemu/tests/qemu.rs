@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             ("what_a_crash_left_is_cleaned_up", what_a_crash_left_is_cleaned_up),
             ("pauses_and_resumes", pauses_and_resumes),
             ("disks_come_and_go", disks_come_and_go),
+            ("devices_plugged_while_it_boots_are_found", devices_plugged_while_it_boots_are_found),
             ("memory_grows_and_shrinks", memory_grows_and_shrinks),
             ("cpus_are_all_present", cpus_are_all_present),
             ("a_launch_that_cannot_work_names_the_reason", a_launch_that_cannot_work_names_the_reason),
@@ -157,7 +158,8 @@ fn a_guest_that_panics_is_told_with_its_console() {
     block_on(async {
         let vm = launch(spec).await;
         let mut exited = vm.exited();
-        let exit = tokio::time::timeout(BOOT, exited.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
+        let exit =
+            tokio::time::timeout(BOOT, exited.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
         assert!(!exit.expected, "{exit}");
         let tail = vm.console_tail();
         assert!(tail.iter().any(|l| l == "going to panic"), "{tail:?}");
@@ -173,7 +175,8 @@ fn is_killed_with_nothing_left() {
         let mut vm = launch(guest.spec(dir.path())).await;
         let pid = vm.processes().vmm;
         let mut exited = vm.exited();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
+            .unwrap();
         let exit = tokio::time::timeout(Duration::from_secs(5), exited.wait_for(Option::is_some)).await;
         let exit = exit.unwrap().unwrap().clone().unwrap();
         assert_eq!((exit.signal, exit.expected), (Some(9), false));
@@ -245,11 +248,7 @@ fn disks_come_and_go() {
             let image = tempfile::tempfile().unwrap();
             image.set_len(4 << 20).unwrap();
             let id = DeviceId("disk-1".to_owned());
-            let disk = |read_only| Device::Block {
-                id: id.clone(),
-                file: image.try_clone().unwrap().into(),
-                read_only,
-            };
+            let disk = |read_only| Device::Block { id: id.clone(), file: image.try_clone().unwrap().into(), read_only };
             let at = vm.attach(disk(false)).await.unwrap();
             assert_eq!(at, GuestAddr::Pci("02/00".to_owned()));
             // The address is where the guest finds it: bridge 02 of the root bus, device 00 behind it.
@@ -279,11 +278,34 @@ fn disks_come_and_go() {
                 };
                 vm.attach(more).await.unwrap();
             }
-            let more = Device::Block { id: DeviceId("x".into()), file: tempfile::tempfile().unwrap().into(), read_only: false };
+            let more = Device::Block {
+                id: DeviceId("x".into()),
+                file: tempfile::tempfile().unwrap().into(),
+                read_only: false,
+            };
             let e = vm.attach(more).await.unwrap_err();
             assert!(matches!(e, DeviceError::NoSlot(_)), "{e}");
         },
     );
+}
+
+/// Whenever in the boot a device comes: before the kernel looks for devices, while it does, afterwards.
+fn devices_plugged_while_it_boots_are_found() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let mut vm = launch(guest.spec(dir.path())).await;
+        for n in 1..=7 {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(1 << 20).unwrap();
+            let id = DeviceId(format!("disk-{n}"));
+            vm.attach(Device::Block { id, file: file.into(), read_only: false }).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        let mut shell = connect(&*vm).await;
+        shell.until_ok("test $(ls -d /sys/block/vd? | wc -l) = 7", Duration::from_secs(10));
+        vm.stop(Stop::Quit, soon()).await;
+    });
 }
 
 fn memory_grows_and_shrinks() {

@@ -38,6 +38,11 @@ impl ConsoleRing {
 
     /// Takes what was printed next; lines may be cut anywhere.
     pub fn push(&mut self, bytes: &[u8]) {
+        self.push_and(bytes, |_| {});
+    }
+
+    /// As [`ConsoleRing::push`], and shows each line that is complete to `seen`.
+    pub fn push_and(&mut self, bytes: &[u8], mut seen: impl FnMut(&str)) {
         for &byte in bytes {
             match (self.escape, byte) {
                 (Escape::Start, b'[') => self.escape = Escape::Csi,
@@ -46,7 +51,7 @@ impl ConsoleRing {
                 (_, 0x1b) => self.escape = Escape::Start,
                 (_, b'\n') => {
                     self.escape = Escape::None;
-                    self.end_line();
+                    self.end_line(&mut seen);
                 }
                 (Escape::Csi, _) => {}
                 (Escape::None, b'\t') => self.keep(b' '),
@@ -62,8 +67,9 @@ impl ConsoleRing {
         }
     }
 
-    fn end_line(&mut self) {
+    fn end_line(&mut self, seen: &mut impl FnMut(&str)) {
         if let Some(line) = printable(&self.partial) {
+            seen(&line);
             if self.lines.len() == MAX_LINES {
                 self.lines.pop_front();
             }
@@ -113,7 +119,9 @@ mod tests {
     fn lines_are_bounded() {
         let mut ring = ConsoleRing::new();
         ring.push(&vec![b'x'; 1 << 20]);
-        ring.push(b"\nnext\n");
+        let mut seen = Vec::new();
+        ring.push_and(b"\nnext\nhalf", |line| seen.push(line.len()));
+        assert_eq!(seen, [MAX_LINE, 4]);
         assert_eq!(ring.tail()[0].len(), MAX_LINE);
         assert_eq!(ring.tail()[1], "next");
     }

@@ -6,8 +6,8 @@
 
 mod console;
 mod probe;
-mod spec;
 pub mod spawn;
+mod spec;
 
 use std::time::Instant;
 

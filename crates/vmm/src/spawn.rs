@@ -92,6 +92,13 @@ impl Spawn {
         Spawn { plan, fds: Vec::new() }
     }
 
+    /// The name it is called by, if not its path.
+    #[must_use]
+    pub fn arg0(mut self, name: &str) -> Self {
+        self.plan.args[0] = name.to_owned();
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {

@@ -206,7 +206,8 @@ fn namespaces_are_its_own() {
         let (said, _) = shell(list, |s| s).await;
         assert_eq!(said.lines().take(5).collect::<Vec<_>>(), host);
         let list = "for n in mnt pid net ipc uts; do readlink /proc/self/ns/$n >&3; done; echo $$ >&3; ls -A /sys/class/net >&3";
-        let (said, _) = shell(&format!("mount -t proc proc /proc; {list}"), |s| s.mount_ns().pid_ns().net_ns().ipc_ns()).await;
+        let (said, _) =
+            shell(&format!("mount -t proc proc /proc; {list}"), |s| s.mount_ns().pid_ns().net_ns().ipc_ns()).await;
         let lines: Vec<&str> = said.lines().collect();
         for (ours, host) in lines.iter().take(5).zip(&host) {
             assert_ne!(ours, host);
@@ -247,8 +248,7 @@ fn kept_capabilities_of_another_user() {
         return;
     }
     block_on(async {
-        let (said, _) =
-            shell("cat /proc/self/status >&3", |s| s.user(400_000, 400_000).capabilities(&["CHOWN"])).await;
+        let (said, _) = shell("cat /proc/self/status >&3", |s| s.user(400_000, 400_000).capabilities(&["CHOWN"])).await;
         for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
             assert_eq!(status_line(&said, set), "0000000000000001", "{set}");
         }

@@ -161,11 +161,8 @@ fn decide(rule: &Rule) -> Vec<u64> {
     if rule.access == ALL {
         return answer(false).to_vec();
     }
-    let mut out = vec![
-        op(MOV32_REG, 0, TODO, 0, 0),
-        op(AND32_IMM, 0, 0, 0, rule.access as i32),
-        op(JEQ32_IMM, 0, 0, 2, 0),
-    ];
+    let mut out =
+        vec![op(MOV32_REG, 0, TODO, 0, 0), op(AND32_IMM, 0, 0, 0, rule.access as i32), op(JEQ32_IMM, 0, 0, 2, 0)];
     out.extend(answer(false));
     out
 }

@@ -236,7 +236,8 @@ mod tests {
         let t = oci::LinuxThrottleDevice { Major: 8, Minor: 16, Rate: 1000, ..Default::default() };
         let b = oci::LinuxBlockIO { Weight: 500, ThrottleWriteIOPSDevice: vec![t], ..Default::default() };
         let h = oci::LinuxHugepageLimit { Pagesize: "2MB".into(), Limit: 4096, ..Default::default() };
-        let mut r = oci::LinuxResources { BlockIO: MessageField::some(b), HugepageLimits: vec![h], ..Default::default() };
+        let mut r =
+            oci::LinuxResources { BlockIO: MessageField::some(b), HugepageLimits: vec![h], ..Default::default() };
         assert_eq!(
             settings(&r),
             [pair("io.weight", "4950"), pair("io.max", "8:16 wiops=1000"), pair("hugetlb.2MB.max", "4096")]

@@ -47,7 +47,8 @@ impl Cgroup {
     pub(crate) fn create(spec_path: &str, id: &str) -> Result<Self, JailError> {
         let root = TEST_ROOT.get().map_or(Path::new(DEFAULT_ROOT), PathBuf::as_path);
         let relative = relative_path(spec_path, id)?;
-        let cgroup = Cgroup { dir: root.join(&relative), device_program: Mutex::new(None), lenient: TEST_ROOT.get().is_some() };
+        let cgroup =
+            Cgroup { dir: root.join(&relative), device_program: Mutex::new(None), lenient: TEST_ROOT.get().is_some() };
         if !root.join("cgroup.procs").exists() {
             let step = format!("{} is no cgroup2 filesystem", root.display());
             return Err(JailError::Step { step, source: Errno::ENODEV });
@@ -89,7 +90,10 @@ impl Cgroup {
     fn apply(&self, s: &Setting) -> Result<(), JailError> {
         let path = self.dir.join(&s.file);
         // Not created: a file that the kernel does not have is a controller that is missing.
-        let written = fs::OpenOptions::new().write(true).open(&path).and_then(|mut f| io::Write::write_all(&mut f, s.value.as_bytes()));
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut f| io::Write::write_all(&mut f, s.value.as_bytes()));
         match written {
             Err(e) if e.kind() == ErrorKind::NotFound && (self.lenient || s.optional) => {
                 log::warn!("limit {} = {} not set: this kernel does not have it", s.file, s.value);
@@ -188,7 +192,10 @@ impl Cgroup {
             // Half frozen helps nobody.
             self.write("cgroup.freeze", "0")?;
         }
-        Err(JailError::Step { step: format!("waiting for {event:?} in {}", self.dir.display()), source: Errno::ETIMEDOUT })
+        Err(JailError::Step {
+            step: format!("waiting for {event:?} in {}", self.dir.display()),
+            source: Errno::ETIMEDOUT,
+        })
     }
 
     /// Whether it is frozen or about to be.
@@ -300,7 +307,11 @@ fn relative_path(spec_path: &str, id: &str) -> Result<String, JailError> {
         [path] => path.trim_matches('/').to_owned(),
         [slice, prefix, name] if !name.is_empty() => {
             let slice = if slice.is_empty() { "system.slice" } else { slice.trim_matches('/') };
-            let name = if name.ends_with(".slice") || prefix.is_empty() { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+            let name = if name.ends_with(".slice") || prefix.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{prefix}-{name}.scope")
+            };
             format!("{slice}/{name}")
         }
         _ => return Err(bad()),

@@ -11,7 +11,8 @@ const MAX_BYTES: u64 = 4 << 20;
 /// The home directory of `uid` by the calling process's `/etc/passwd`, if it has one.
 pub(crate) fn home(uid: u32) -> Option<String> {
     // Not waiting: it could be a fifo.
-    let fd = open("/etc/passwd", OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let fd = open("/etc/passwd", OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+        .ok()?;
     if FileType::from_raw_mode(fstat(&fd).ok()?.st_mode) != FileType::RegularFile {
         return None;
     }

@@ -9,10 +9,13 @@ use crate::error::{JailError, Step};
 pub(crate) fn parse(list: &[oci::POSIXRlimit]) -> Result<Vec<(Resource, Rlimit)>, JailError> {
     list.iter()
         .map(|l| {
-            let resource = resource(&l.Type)
-                .ok_or_else(|| JailError::invalid(format!("unknown resource limit {:?}", l.Type)))?;
+            let resource =
+                resource(&l.Type).ok_or_else(|| JailError::invalid(format!("unknown resource limit {:?}", l.Type)))?;
             if l.Soft > l.Hard {
-                return Err(JailError::invalid(format!("{}: soft limit {} above hard limit {}", l.Type, l.Soft, l.Hard)));
+                return Err(JailError::invalid(format!(
+                    "{}: soft limit {} above hard limit {}",
+                    l.Type, l.Soft, l.Hard
+                )));
             }
             let value = |v: u64| (v != u64::MAX).then_some(v);
             Ok((resource, Rlimit { current: value(l.Soft), maximum: value(l.Hard) }))
@@ -23,7 +26,7 @@ pub(crate) fn parse(list: &[oci::POSIXRlimit]) -> Result<Vec<(Resource, Rlimit)>
 /// Sets them for the calling process.
 pub(crate) fn apply(list: &[(Resource, Rlimit)]) -> Result<(), JailError> {
     for (resource, limit) in list {
-        setrlimit(*resource, limit.clone()).step(|| {
+        setrlimit(*resource, *limit).step(|| {
             let show = |v: Option<u64>| v.map_or("unlimited".to_owned(), |v| v.to_string());
             format!("setting the limit {resource:?} to {}:{}", show(limit.current), show(limit.maximum))
         })?;

@@ -45,7 +45,8 @@ pub(crate) fn take(slave: &OwnedFd) -> Result<(), JailError> {
 /// opening some devices does things.
 fn container_ptmx(root: &OwnedFd) -> Option<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let dir = openat2(root, "dev/pts", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+    let dir =
+        openat2(root, "dev/pts", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
     if fstatfs(&dir).ok()?.f_type as u64 != DEVPTS_SUPER_MAGIC {
         return None;
     }

@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use kata_proto::oci;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::mounts::Detached;
@@ -50,7 +52,10 @@ pub(crate) fn agent_null() -> Result<OwnedFd, JailError> {
     let fd = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(what)?;
     let st = statat(&fd, "", AtFlags::EMPTY_PATH).step(what)?;
     if FileType::from_raw_mode(st.st_mode) != FileType::CharacterDevice || st.st_rdev != makedev(1, 3) {
-        return Err(JailError::Step { step: "/dev/null is not the null device".into(), source: nix::errno::Errno::ENODEV });
+        return Err(JailError::Step {
+            step: "/dev/null is not the null device".into(),
+            source: nix::errno::Errno::ENODEV,
+        });
     }
     Ok(fd)
 }
@@ -97,7 +102,8 @@ fn node(root: &OwnedFd, node: &Node<'_>) -> Result<(), JailError> {
 
 fn bind_agents(root: &OwnedFd, node: &Node<'_>) -> Result<(), JailError> {
     let what = || format!("binding device {}", node.path);
-    let source = rustix::fs::open(node.path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).step(what)?;
+    let source =
+        rustix::fs::open(node.path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).step(what)?;
     let st = statat(&source, "", AtFlags::EMPTY_PATH).step(what)?;
     if FileType::from_raw_mode(st.st_mode) != node.kind || st.st_rdev != node.dev {
         return Err(Errno::NODEV).step(what);

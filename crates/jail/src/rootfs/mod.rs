@@ -53,8 +53,7 @@ impl Rootfs {
         let private = matches!(propagation, Some((libc::MS_PRIVATE | libc::MS_UNBINDABLE, _)));
         // A container whose mounts shall be seen outside leaves the sharing as it is.
         if !shared {
-            let kind =
-                if private { MountPropagationFlags::PRIVATE } else { MountPropagationFlags::DOWNSTREAM };
+            let kind = if private { MountPropagationFlags::PRIVATE } else { MountPropagationFlags::DOWNSTREAM };
             mount_change("/", kind | MountPropagationFlags::REC)
                 .step(|| "cutting the mount namespace off from the agent's".to_owned())?;
         }
@@ -191,7 +190,8 @@ impl Rootfs {
         // The old root then lies over the new one, and the working directory is the new one.
         nix::unistd::pivot_root(".", ".").map_err(|source| match source {
             Errno::EINVAL => JailError::Step {
-                step: "pivot_root (the agent's own root must be a mount that can be left, not the initial ramfs)".into(),
+                step: "pivot_root (the agent's own root must be a mount that can be left, not the initial ramfs)"
+                    .into(),
                 source,
             },
             _ => JailError::Step { step: "pivot_root".into(), source },

@@ -52,13 +52,21 @@ fn masked_and_read_only_paths() -> Result<(), Skip> {
     r.file("etc/shadow", "s", 0o644);
     fs::create_dir(r.0.join("kept")).unwrap();
     symlink("/secrets/key", r.0.join("etc/link")).unwrap();
-    let mut s = spec(&["sh", "-c", "ls -A /secrets; cat /etc/shadow; cat /etc/link; touch /secrets/x; touch /kept/x; touch /etc/x && echo ok; echo 1 > /proc/sys/kernel/panic"]);
+    let mut s = spec(&[
+        "sh",
+        "-c",
+        "ls -A /secrets; cat /etc/shadow; cat /etc/link; touch /secrets/x; touch /kept/x; touch /etc/x && echo ok; echo 1 > /proc/sys/kernel/panic",
+    ]);
     let linux = s.Linux.as_mut().unwrap();
     linux.MaskedPaths = strings(&["/secrets", "/etc/shadow", "/nothing", "/etc/shadow/x"]);
     linux.ReadonlyPaths.push("/kept".into());
     let out = run(&s, &r);
     assert_eq!(out.stdout, "ok\n");
-    assert!(out.stderr.contains("/etc/link': No such file") || out.stderr.contains("/etc/link: No such file"), "{}", out.stderr);
+    assert!(
+        out.stderr.contains("/etc/link': No such file") || out.stderr.contains("/etc/link: No such file"),
+        "{}",
+        out.stderr
+    );
     assert_eq!(out.stderr.matches("Read-only file system").count(), 3, "{}", out.stderr);
     Ok(())
 }

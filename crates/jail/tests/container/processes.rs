@@ -113,10 +113,6 @@ fn cwd() -> Result<(), Skip> {
     assert_eq!(run(&with("/made/for/me"), &r).stdout, "/made/for/me\n");
     let e = try_run(&with("/etc/passwd"), &r).unwrap_err();
     assert_eq!(e.to_string(), r#"chdir to cwd ("/etc/passwd") set in config.json failed: not a directory"#);
-    let mut s = with("/missing");
-    s.Root.as_mut().unwrap().Readonly = true;
-    let e = try_run(&s, &r).unwrap_err();
-    assert_eq!(e.to_string(), r#"chdir to cwd ("/missing") set in config.json failed: no such file or directory"#);
     // Entered before the change of user.
     fs::set_permissions(r.0.join("home"), fs::Permissions::from_mode(0o700)).unwrap();
     let mut s = with("/home/user");
@@ -262,19 +258,20 @@ fn namespaces() -> Result<(), Skip> {
 fn joined_namespaces() -> Result<(), Skip> {
     let r = Rootfs::new();
     let (first, child, pipes) = waiting_container(&r);
-    let out = script("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; hostname; ls -d /proc/[0-9]* | wc -l", |s| {
-        s.Hostname.clear();
-        for n in &mut s.Linux.as_mut().unwrap().Namespaces {
-            let file = match n.Type.as_str() {
-                "network" => "net",
-                "ipc" => "ipc",
-                "uts" => "uts",
-                "pid" => "pid",
-                _ => continue,
-            };
-            n.Path = format!("/proc/{}/ns/{file}", first.init_pid());
-        }
-    });
+    let out =
+        script("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; hostname; ls -d /proc/[0-9]* | wc -l", |s| {
+            s.Hostname.clear();
+            for n in &mut s.Linux.as_mut().unwrap().Namespaces {
+                let file = match n.Type.as_str() {
+                    "network" => "net",
+                    "ipc" => "ipc",
+                    "uts" => "uts",
+                    "pid" => "pid",
+                    _ => continue,
+                };
+                n.Path = format!("/proc/{}/ns/{file}", first.init_pid());
+            }
+        });
     let lines: Vec<&str> = out.stdout.lines().collect();
     for line in &lines[..2] {
         let name = line.split(':').next().unwrap();
@@ -400,7 +397,8 @@ fn pids_and_signals() -> Result<(), Skip> {
 
 fn unsupported() -> Result<(), Skip> {
     let r = Rootfs::new();
-    let changes: [(&str, fn(&mut oci::Spec)); 4] = [
+    type Change = fn(&mut oci::Spec);
+    let changes: [(&str, Change); 4] = [
         ("seccomp", |s| s.Linux.as_mut().unwrap().Seccomp = MessageField::some(oci::LinuxSeccomp::new())),
         ("SELinux", |s| s.Process.as_mut().unwrap().SelinuxLabel = "a:b".into()),
         ("mount namespace", |s| s.Linux.as_mut().unwrap().Namespaces.clear()),

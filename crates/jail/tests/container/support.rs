@@ -8,9 +8,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use kata_jail::{Child, Container, JailError, ProcessIo};
@@ -66,7 +66,8 @@ pub fn prepare() -> Result<(), String> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| format!("private /: {e}"))?;
     let base = std::env::temp_dir().join(format!("jail-test-{}", std::process::id()));
     fs::create_dir_all(&base).map_err(|e| e.to_string())?;
-    mount(Some("tmpfs"), &base, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).map_err(|e| format!("tmpfs: {e}"))?;
+    mount(Some("tmpfs"), &base, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        .map_err(|e| format!("tmpfs: {e}"))?;
     // As in a guest: the agent's mounts are shared.
     mount(none, &base, none, MsFlags::MS_SHARED, none).map_err(|e| format!("shared: {e}"))?;
     let _ = BASE.set(base);
@@ -149,11 +150,7 @@ impl Rootfs {
         for applet in String::from_utf8(list).unwrap().lines().filter(|a| *a != "busybox") {
             symlink("busybox", dir.join("bin").join(applet)).unwrap();
         }
-        fs::write(
-            dir.join("etc/passwd"),
-            "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
-        )
-        .unwrap();
+        fs::write(dir.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n").unwrap();
         Rootfs(dir)
     }
 
@@ -210,7 +207,10 @@ pub fn process(args: &[&str]) -> oci::Process {
 pub fn spec(args: &[&str]) -> oci::Spec {
     let namespaces = ["mount", "uts", "ipc", "pid", "network", "cgroup"];
     let linux = oci::Linux {
-        Namespaces: namespaces.iter().map(|t| oci::LinuxNamespace { Type: (*t).into(), ..Default::default() }).collect(),
+        Namespaces: namespaces
+            .iter()
+            .map(|t| oci::LinuxNamespace { Type: (*t).into(), ..Default::default() })
+            .collect(),
         MaskedPaths: strings(&["/proc/kcore", "/proc/keys", "/sys/firmware", "/proc/no/such"]),
         ReadonlyPaths: strings(&["/proc/sys", "/proc/bus", "/proc/no/such"]),
         ..Default::default()
@@ -272,6 +272,17 @@ impl Pipes {
         let mut stdout = String::new();
         self.stdout.read_to_string(&mut stdout).unwrap();
         Output { status: wait(child), stdout, stderr: errors.join().unwrap().unwrap() }
+    }
+
+    /// As `finish`, with the container killed if it does not end by itself.
+    pub fn finish_after(self, child: &Child, container: &Container) -> Output {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_secs(3));
+                let _ = container.signal_all(9);
+            });
+            self.finish(child)
+        })
     }
 
     /// Reads a line, so that something is known to have happened.

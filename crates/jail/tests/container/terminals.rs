@@ -6,7 +6,8 @@ use protobuf::MessageField;
 
 use crate::support::*;
 
-pub const TESTS: &[Test] = &[("terminal", terminal), ("terminal_without_devpts", terminal_without_devpts), ("exec_terminal", exec_terminal)];
+pub const TESTS: &[Test] =
+    &[("terminal", terminal), ("terminal_without_devpts", terminal_without_devpts), ("exec_terminal", exec_terminal)];
 
 fn terminal() -> Result<(), Skip> {
     let r = Rootfs::new();
@@ -29,7 +30,8 @@ fn terminal() -> Result<(), Skip> {
 
     // The spec's size, if the caller has none.
     let mut s = spec(&["stty", "size"]);
-    s.Process.as_mut().unwrap().ConsoleSize = MessageField::some(oci::Box { Height: 5, Width: 6, ..Default::default() });
+    s.Process.as_mut().unwrap().ConsoleSize =
+        MessageField::some(oci::Box { Height: 5, Width: 6, ..Default::default() });
     let (mut container, child) = Container::create(&id(), &s, &r.0, ProcessIo::Terminal { rows: 0, cols: 0 }).unwrap();
     container.start().unwrap();
     assert_eq!(read_terminal(child.terminal.as_ref().unwrap(), "\n"), "5 6\r\n");

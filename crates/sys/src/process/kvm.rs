@@ -45,6 +45,6 @@ pub fn give_memory(vm: &impl AsRawFd, image: &[u8]) -> io::Result<()> {
         Region { slot: 0, flags: 0, guest_phys_addr: 0, memory_size: image.len() as u64, userspace_addr: addr as u64 };
     // SAFETY: the region describes a live mapping that is never unmapped and that no Rust reference points to, so the
     // guest may write to it at any time.
-    let r = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_SET_USER_MEMORY_REGION, &raw const region) };
+    let r = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_SET_USER_MEMORY_REGION as _, &raw const region) };
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -121,7 +121,11 @@ fn make_initrd(kernel: &Path, busybox: &Path) -> Vec<u8> {
     let mut names = Vec::new();
     for name in list.split_whitespace() {
         let file = if name.ends_with(".ko") { name.to_owned() } else { format!("{name}.ko") };
-        add(&format!("modules/{file}"), 0o100_644, &std::fs::read(kernel.with_file_name("modules").join(&file)).unwrap());
+        add(
+            &format!("modules/{file}"),
+            0o100_644,
+            &std::fs::read(kernel.with_file_name("modules").join(&file)).unwrap(),
+        );
         names.push(file);
     }
     add("modules.txt", 0o100_644, names.join("\n").as_bytes());

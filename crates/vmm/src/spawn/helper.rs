@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use capctl::caps::{Cap, CapSet, CapState, ambient, bounding};
-use kata_sys::process::{Clone, HIGH_FD, clone_sibling, cloexec_from, default_signals, dup_stdin, exec, place_fd};
+use kata_sys::process::{Clone, HIGH_FD, cloexec_from, clone_sibling, default_signals, dup_stdin, exec, place_fd};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -150,7 +150,11 @@ fn become_program(
 
 fn c_string(bytes: &[u8]) -> Result<CString, SpawnError> {
     CString::new(bytes).map_err(|_| {
-        SpawnError::new("pass", format!("an argument with a NUL: {}", String::from_utf8_lossy(bytes)), nix::Error::EINVAL)
+        SpawnError::new(
+            "pass",
+            format!("an argument with a NUL: {}", String::from_utf8_lossy(bytes)),
+            nix::Error::EINVAL,
+        )
     })
 }
 
@@ -198,9 +202,7 @@ fn drop_privileges(plan: &Plan) -> Result<(), SpawnError> {
         setresgid(gid, gid, gid).step("change to group", &gid.to_string())?;
         setresuid(uid, uid, uid).step("change to user", &uid.to_string())?;
     }
-    CapState { effective: wanted, permitted: wanted, inheritable: wanted }
-        .set_current()
-        .step("set", "capabilities")?;
+    CapState { effective: wanted, permitted: wanted, inheritable: wanted }.set_current().step("set", "capabilities")?;
     if !nix::unistd::geteuid().is_root() {
         // For another user than root, only ambient capabilities outlive execve.
         for cap in wanted {

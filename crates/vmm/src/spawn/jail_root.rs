@@ -44,7 +44,8 @@ pub(super) fn enter(root: &Root, user: Option<(u32, u32)>) -> Result<(), SpawnEr
     }
     let mut devices = Vec::with_capacity(root.devices.len());
     for path in &root.devices {
-        let device = device_number(path).map_err(|e| SpawnError::new("look at device", path.display().to_string(), e))?;
+        let device =
+            device_number(path).map_err(|e| SpawnError::new("look at device", path.display().to_string(), e))?;
         devices.push((path, device));
     }
 
@@ -57,8 +58,7 @@ pub(super) fn enter(root: &Root, user: Option<(u32, u32)>) -> Result<(), SpawnEr
         place(one).map_err(|e| SpawnError::new("show in the new root", target.display().to_string(), e))?;
     }
     for (path, device) in devices {
-        make_device(path, device, user)
-            .map_err(|e| SpawnError::new("make device", path.display().to_string(), e))?;
+        make_device(path, device, user).map_err(|e| SpawnError::new("make device", path.display().to_string(), e))?;
     }
     pivot().map_err(|e| SpawnError::new("change to", "the new root", e))
 }
@@ -139,6 +139,7 @@ fn pivot() -> io::Result<()> {
     nix::unistd::pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     std::env::set_current_dir("/")?;
-    let root = rustix::fs::open("/", rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    let root =
+        rustix::fs::open("/", rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     set_mount_attrs(root.as_fd(), MountAttrs { read_only: true, nosuid: true, ..MountAttrs::default() }, false)
 }

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -221,7 +219,7 @@ async fn watch_child(
     let mut open = true;
     loop {
         tokio::select! {
-            ready = stderr.readable(), if open => open = ready.is_ok() && drain(&stderr, &ring),
+            ready = stderr.readable(), if open => open = ready.is_ok() && drain(child.pid, &stderr, &ring),
             ready = pidfd.readable() => {
                 if child.try_reap().is_some() || ready.is_err() {
                     break;
@@ -234,20 +232,20 @@ async fn watch_child(
     }
     if open {
         // What it wrote just before its end. Not until the end of file: a descendant may hold the pipe.
-        drain(&stderr, &ring);
+        drain(child.pid, &stderr, &ring);
     }
     exited.send_replace(Some(exit_of(&child, &ring)));
 }
 
 /// Reads what is there now, a bounded amount; whether more may come.
-fn drain(stderr: &pipe::Receiver, ring: &Mutex<ConsoleRing>) -> bool {
+fn drain(pid: i32, stderr: &pipe::Receiver, ring: &Mutex<ConsoleRing>) -> bool {
     let mut bytes = [0; 4096];
     for _ in 0..64 {
         match stderr.try_read(&mut bytes) {
             Ok(0) => return false,
             Ok(n) => {
-                tracing::debug!(target: "child", "{}", String::from_utf8_lossy(&bytes[..n]).trim_end());
-                ring.lock().unwrap_or_else(PoisonError::into_inner).push(&bytes[..n]);
+                let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+                ring.push_and(&bytes[..n], |line| tracing::debug!(target: "stderr", pid, "{line}"));
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return e.kind() == io::ErrorKind::WouldBlock,

@@ -34,9 +34,8 @@ pub fn run(args: &[OsString], tests: &[Test], at_most: Duration) -> ExitCode {
             filter => filters.push(filter),
         }
     }
-    let selected = |name: &str| {
-        filters.is_empty() || filters.iter().any(|f| if exact { name == *f } else { name.contains(f) })
-    };
+    let selected =
+        |name: &str| filters.is_empty() || filters.iter().any(|f| if exact { name == *f } else { name.contains(f) });
     let mut failed = Vec::new();
     for (name, test) in tests.iter().filter(|(name, _)| selected(name)) {
         let begin = Instant::now();
