@@ -41,10 +41,11 @@ pub fn host(profile: Profile) -> Result<PathBuf> {
     built(paths::target_dir().join(profile.dir()).join("kata"))
 }
 
-/// Builds the static agent and returns its path.
+/// Builds the static agent and returns the path of a copy without debug information: the guest would unpack all of that
+/// and keep it in memory.
 ///
 /// # Errors
-/// cargo's.
+/// cargo's, or strip's.
 pub fn agent(profile: Profile) -> Result<PathBuf> {
     let target = deps::guest_target();
     let mut cargo = run::cargo(["build", "--package", "kata-agent", "--bin", "kata-agent"]);
@@ -53,7 +54,14 @@ pub fn agent(profile: Profile) -> Result<PathBuf> {
         cargo.env("RUSTFLAGS", target.rustflags);
     }
     run::check(&mut cargo)?;
-    built(paths::target_dir().join(target.triple).join(profile.dir()).join("kata-agent"))
+    let whole = built(paths::target_dir().join(target.triple).join(profile.dir()).join("kata-agent"))?;
+    let dir = paths::target_dir().join("kata/pieces").join(profile.dir());
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let stripped = dir.join("agent");
+    let temp = dir.join(format!("agent.{}.new", std::process::id()));
+    run::check(run::cmd("strip", ["-o"]).arg(&temp).arg(whole))?;
+    std::fs::rename(&temp, &stripped).with_context(|| format!("cannot write {}", stripped.display()))?;
+    Ok(stripped)
 }
 
 fn built(path: PathBuf) -> Result<PathBuf> {

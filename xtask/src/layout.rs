@@ -46,10 +46,8 @@ pub fn pieces(profile: Profile, kernel: &Kernel) -> Result<Vec<Piece>> {
     let host = run::step("building the host program", || build::host(profile))?;
     let agent = run::step("building the agent", || build::agent(profile))?;
     // Named by its kernel, because the initrd holds that kernel's modules.
-    let flavour = if kernel.modules.is_empty() { "tuned" } else { "debian" };
-    let made = paths::target_dir().join("kata/pieces").join(format!("{}-{flavour}", profile.dir()));
-    let initrd = made.join("initrd.img");
-    let agent = stripped(&agent, &made.join("agent"))?;
+    let name = if kernel.modules.is_empty() { "initrd.img" } else { "initrd-debian.img" };
+    let initrd = paths::target_dir().join("kata/pieces").join(profile.dir()).join(name);
     run::step("writing the initrd", || guest::write_initrd(kernel, &agent, &initrd))?;
     let file = |path, from: PathBuf, mode| Piece { path, content: Content::File(from, mode) };
     let mut pieces = vec![
@@ -61,13 +59,6 @@ pub fn pieces(profile: Profile, kernel: &Kernel) -> Result<Vec<Piece>> {
     ];
     pieces.extend(NAMES.iter().map(|path| Piece { path, content: Content::Link("kata") }));
     Ok(pieces)
-}
-
-/// The agent without debug information: the guest would unpack and keep all of it in memory.
-fn stripped(agent: &Path, to: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(to.parent().context("a file without a directory")?)?;
-    run::check(run::cmd("strip", ["-o"]).arg(to).arg(agent))?;
-    Ok(to.to_owned())
 }
 
 impl Piece {

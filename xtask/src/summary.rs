@@ -1,4 +1,8 @@
 //! Counting what test programs did, from what they print.
+//!
+//! Rust's own harness ends with `test result: …`, which is what counts there: its lines for single tests may be torn
+//! apart by what a test's children print. A test program with a `main` of its own prints `test NAME ... ok` or
+//! `test NAME ... FAILED` for each test. Under both, a test that cannot run prints `SKIP: reason` and returns.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,9 +21,11 @@ pub struct Summary {
     pub failed: usize,
     /// The reason of each that could not run.
     pub skips: Vec<String>,
+    /// Between `running N tests` and `test result:`.
+    in_harness: bool,
     /// In the part of the output that repeats what failed tests printed.
     in_failures: bool,
-    /// Skips of the program that is running: to the harness they have passed.
+    /// Skips of the program that is running: to its harness they will have passed.
     pending: usize,
 }
 
@@ -37,8 +43,10 @@ impl Summary {
             "successes:" => self.in_failures = false,
             _ => {}
         }
-        if let Some(result) = line.strip_prefix("test result: ") {
-            self.in_failures = false;
+        if line.strip_prefix("running ").is_some_and(|rest| rest.ends_with(" tests") || rest.ends_with(" test")) {
+            (self.in_harness, self.pending) = (true, 0);
+        } else if let Some(result) = line.strip_prefix("test result: ") {
+            (self.in_harness, self.in_failures) = (false, false);
             self.passed += count(result, " passed").saturating_sub(std::mem::take(&mut self.pending));
             self.failed += count(result, " failed");
         } else if let Some(name) = ignored(line) {
@@ -48,13 +56,23 @@ impl Summary {
         {
             self.pending += 1;
             self.skips.push(reason.trim().to_owned());
+        } else if !self.in_harness
+            && let Some((_, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
+        {
+            if outcome.starts_with("FAILED") {
+                self.failed += 1;
+                self.pending = 0;
+            } else if outcome.starts_with("ok") && self.pending > 0 {
+                self.pending -= 1;
+            } else if outcome.starts_with("ok") {
+                self.passed += 1;
+            }
         }
     }
 
     /// The end of one `cargo test`, with how it exited: without a failed test it may still have failed.
     pub fn end(&mut self, what: &str, success: bool, failed_before: usize) {
-        self.pending = 0;
-        self.in_failures = false;
+        (self.in_harness, self.in_failures, self.pending) = (false, false, 0);
         if !success && self.failed == failed_before {
             eprintln!("{what}: did not build, or died before it could say which test failed");
             self.failed += 1;
@@ -133,6 +151,16 @@ mod tests {
     fn a_skip_that_comes_before_its_result_is_not_lost() {
         let got = summary("successes:\nSKIP: x\ntest result: ok. 1 passed; 0 failed; 0 ignored\n");
         assert_eq!((got.passed, got.skips.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_harness_of_ones_own_is_counted_line_by_line() {
+        let got = summary(
+            "test a ... ok (3 ms)\nSKIP: no cgroup2\ntest b ... ok (0 ms)\ntest c ... FAILED (9 ms)\nfailed: c\n\
+             running 1 test\ntest d ... what its child printed\nok\n\
+             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\ntest e ... ok\n",
+        );
+        assert_eq!(got.to_string(), "3 passed, 1 failed, 1 skipped");
     }
 
     #[test]

@@ -96,6 +96,7 @@ async fn make_in(
             terminal: process.terminal,
             console_socket: a.console_socket.clone(),
             size: process.console_size.map(|s| [s.height, s.width]),
+            first: None,
             argv: &process.args,
         })?;
         daemon.create(&a.id, bundle, process.terminal).await?;

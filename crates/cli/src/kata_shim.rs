@@ -15,7 +15,11 @@ use std::process::ExitCode;
 use kata_sandbox::{HostCgroup, StateFile, attach_socket};
 use kata_shim::{AttachHello, AttachReply, FromDaemon, ToDaemon};
 use kata_types::EXIT_LOST;
+use kata_sys::process::{Clone, clone_sibling};
+use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
@@ -41,8 +45,10 @@ pub struct ShimArgs {
     pub console_socket: Option<PathBuf>,
     /// The terminal's first size: rows, columns.
     pub size: Option<[u32; 2]>,
-    /// Where to write "ok" or an error once attached.
+    /// Where the helper writes our pid, and we "ok" or an error once attached.
     pub ready_fd: RawFd,
+    /// The pid of the container's first shim, whose namespaces an exec's shim joins.
+    pub first: Option<i32>,
 }
 
 /// Runs it: reads [`ENV`]. `args` is what `ps` shows and means nothing.
@@ -61,6 +67,14 @@ pub fn main(_args: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    match enter_namespaces(&args, &mut ready) {
+        Ok(Clone::Child) => {}
+        Ok(Clone::Parent(_)) => return ExitCode::SUCCESS,
+        Err(text) => {
+            drop(write!(ready, "\n{text}"));
+            return ExitCode::FAILURE;
+        }
+    }
     let (daemon, terminal, signals) = match attach(&args) {
         Ok(attached) => attached,
         Err(text) => {
@@ -86,6 +100,51 @@ fn inherit(fd: RawFd) -> std::io::Result<OwnedFd> {
     };
     kata_sys::fds::close_from(4)?;
     Ok(three)
+}
+
+/// A container's shims have a pid namespace of their own, with a /proc that shows only them: whoever looks at a
+/// container through its pid's namespaces (`podman top`) sees its processes, and not the host's. Returns twice, in the
+/// helper and in the shim, which is its sibling and so the child of whoever started it.
+fn enter_namespaces(args: &ShimArgs, ready: &mut std::fs::File) -> Result<Clone, String> {
+    let fail = |what: &str, e: &dyn std::fmt::Display| format!("the shim's namespaces: {what}: {e}");
+    let joined = match args.first {
+        Some(pid) => {
+            // Both are opened through the host's /proc, before its place is taken.
+            let open = |name: &str| {
+                let path = format!("/proc/{pid}/ns/{name}");
+                std::fs::File::open(&path).map_err(|e| fail(&path, &e))
+            };
+            let (pid_ns, mount_ns) = (open("pid")?, open("mnt")?);
+            setns(&pid_ns, CloneFlags::CLONE_NEWPID).map_err(|e| fail("join pid", &e))?;
+            Some(mount_ns)
+        }
+        None => {
+            unshare(CloneFlags::CLONE_NEWNS).map_err(|e| fail("unshare", &e))?;
+            let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+            mount(None::<&str>, "/", None::<&str>, slave, None::<&str>).map_err(|e| fail("make a slave of /", &e))?;
+            None
+        }
+    };
+    let (go, told) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| fail("pipe", &e))?;
+    match clone_sibling(args.first.is_none()).map_err(|e| fail("clone", &e))? {
+        Clone::Parent(pid) => {
+            writeln!(ready, "{pid}").map_err(|e| fail("tell the pid", &e))?;
+            drop(told);
+            Ok(Clone::Parent(pid))
+        }
+        Clone::Child => {
+            drop(told);
+            // Ends when the helper has told our pid: only then may anything else be said.
+            drop(std::fs::File::from(go).read(&mut [0]));
+            if let Some(mount_ns) = joined {
+                setns(&mount_ns, CloneFlags::CLONE_NEWNS).map_err(|e| fail("join mnt", &e))?;
+            } else {
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(|e| fail("mount /proc", &e))?;
+            }
+            Ok(Clone::Child)
+        }
+    }
 }
 
 /// A terminal that is raw while we live.
@@ -189,7 +248,8 @@ fn name_ourselves() {
 fn join_cgroup(run_dir: &Path) -> Result<(), String> {
     let state = StateFile::load(run_dir).map_err(|e| e.to_string())?;
     let dirs = state.map(|s| s.cgroups).unwrap_or_default();
-    HostCgroup { dirs }.join(std::process::id().cast_signed()).map_err(|e| e.to_string())
+    // 0: the writer itself (cgroup-v2.rst), whatever its pid is outside.
+    HostCgroup { dirs }.join(0).map_err(|e| e.to_string())
 }
 
 /// A new terminal in a session of our own; its master goes to the console socket (as in runc's terminals.md).

@@ -2,12 +2,13 @@
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,7 +17,7 @@ use crate::kata_shim::{ENV, ShimArgs};
 
 /// A started shim, attached to its daemon. Killed on drop unless it is let go.
 pub struct StandIn {
-    child: Option<Child>,
+    pid: Option<Pid>,
 }
 
 /// What to start.
@@ -33,6 +34,8 @@ pub struct StandInSpec<'a> {
     pub console_socket: Option<PathBuf>,
     /// The terminal's first size: rows, columns.
     pub size: Option<[u32; 2]>,
+    /// The pid that stands for the container's first process, when this is an exec.
+    pub first: Option<i32>,
     /// What `ps` on the host shows.
     pub argv: &'a [String],
 }
@@ -53,6 +56,7 @@ impl StandIn {
             console_socket: spec.console_socket.clone(),
             size: spec.size,
             ready_fd: tell.as_raw_fd(),
+            first: spec.first,
         };
         let args = serde_json::to_string(&args).map_err(|e| io("encode the arguments of", exe)(e.into()))?;
         let mut command = Command::new(exe);
@@ -61,13 +65,17 @@ impl StandIn {
             None => command.arg0("kata-shim"),
         };
         command.env_clear().env(ENV, args);
-        let child = command.spawn().map_err(io("start", exe))?;
-        let this = StandIn { child: Some(child) };
+        let mut helper = command.spawn().map_err(io("start", exe))?;
         drop(tell);
         let mut said = String::new();
-        ready.read_to_string(&mut said).map_err(io("read the answer of", exe))?;
-        match said.as_str() {
-            "ok" => Ok(this),
+        let read = ready.read_to_string(&mut said).map_err(io("read the answer of", exe));
+        helper.wait().map_err(io("wait for", exe))?;
+        read?;
+        // "pid\n" by the helper, then "ok" or an error by the shim itself, our child as well.
+        let (pid, answer) = said.split_once('\n').unwrap_or(("", &said));
+        let this = StandIn { pid: pid.parse().ok().map(Pid::from_raw) };
+        match answer {
+            "ok" if this.pid.is_some() => Ok(this),
             "" => Err(CliError::Daemon("the process that stands for the container's ended at once".into())),
             error => Err(CliError::Daemon(error.to_owned())),
         }
@@ -75,12 +83,12 @@ impl StandIn {
 
     /// Its pid.
     pub fn pid(&self) -> i32 {
-        self.child.as_ref().map_or(0, |c| c.id().cast_signed())
+        self.pid.map_or(0, Pid::as_raw)
     }
 
     /// Leaves it running.
     pub fn let_go(mut self) {
-        self.child = None;
+        self.pid = None;
     }
 
     /// Waits for its end, passing on every signal that we get. Returns its exit code.
@@ -88,26 +96,36 @@ impl StandIn {
     /// # Errors
     /// When it cannot be waited for.
     pub async fn wait(mut self) -> Result<u8, CliError> {
-        let Some(mut child) = self.child.take() else { return Ok(0) };
-        let pid = Pid::from_raw(child.id().cast_signed());
+        let Some(pid) = self.pid.take() else { return Ok(0) };
         let forwarder = forward_signals(pid)?;
-        let ended = tokio::task::spawn_blocking(move || child.wait()).await;
+        let ended = tokio::task::spawn_blocking(move || reap(pid)).await;
         forwarder.abort();
-        let status: ExitStatus = match ended {
-            Ok(Ok(status)) => status,
-            Ok(Err(e)) => return Err(io("wait for", "/proc/self/exe")(e)),
+        let code = match ended {
+            Ok(Ok(code)) => code,
+            Ok(Err(e)) => return Err(io("wait for", format!("process {pid}"))(e.into())),
             Err(e) => return Err(CliError::Daemon(e.to_string())),
         };
-        let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(kata_types::EXIT_LOST);
         Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+    }
+}
+
+/// Waits for our child's end; its status as a shell says it.
+fn reap(pid: Pid) -> nix::Result<i32> {
+    loop {
+        match waitpid(pid, None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(err) => return Err(err),
+        }
     }
 }
 
 impl Drop for StandIn {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            drop(child.kill());
-            drop(child.wait());
+        if let Some(pid) = self.pid.take() {
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = reap(pid);
         }
     }
 }

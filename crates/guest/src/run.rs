@@ -104,7 +104,7 @@ fn agent(args: impl IntoIterator<Item = OsString>) -> Result<Infallible, AgentEr
             logger::init(log::LevelFilter::Info, std::fs::File::options().write(true).open("/dev/stderr").ok());
             (Params::default(), Place::Socket(listener), share)
         }
-        None if pid1 => (boot::machine()?, Place::Machine, None),
+        None if pid1 && !boot::in_pid_namespace() => (boot::machine()?, Place::Machine, None),
         None => return Err(AgentError::NotInit),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

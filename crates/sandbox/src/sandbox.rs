@@ -416,7 +416,8 @@ impl Sandbox {
         match started.await {
             Ok(pumps) => process.set_pumps(pumps),
             Err(err) => {
-                process.finish(Exit { reason: Some(err.to_string()), ..Exit::lost("") });
+                // It never ran; the caller gets the error itself. 127 is what a shell says of such a command.
+                process.finish(Exit { status: 127, at: std::time::SystemTime::now(), reason: None });
                 return Err(err);
             }
         }

@@ -1,1 +1,28 @@
-//! Fakes and builders for tests.
+//! What the whole-system tests stand on. Everything here panics with what it saw: a test has nobody else to tell.
+//!
+//! - [`cmd`]: commands that never hang
+//! - [`leaks`]: what was there before a test, and what is there after it
+//! - [`bundle`], [`rootfs`], [`image`]: what containers are made of
+//! - [`runtime`]: our own command line with a root of its own
+//! - [`engine`]: containerd, Docker and Podman, each in directories of its own
+//! - [`console`]: the receiving end of a `--console-socket`, and pseudo-terminals
+
+pub mod bundle;
+pub mod cmd;
+pub mod console;
+pub mod engine;
+pub mod image;
+pub mod leaks;
+pub mod rootfs;
+pub mod runtime;
+pub mod wait;
+
+/// Ends a test that cannot run here, saying why: `cargo xtask test` counts these, and fails for one that
+/// tests/expected-skips.txt does not expect.
+#[macro_export]
+macro_rules! skip {
+    ($($why:tt)*) => {{
+        println!("SKIP: {}", format_args!($($why)*));
+        return;
+    }};
+}

@@ -1,7 +1,7 @@
 //! QEMU's command line and jail. A pure function of the specification, so that a test can look at it.
 
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kata_vmm::spawn::{Bind, Root};
 use kata_vmm::{Accel, VmSpec};
@@ -36,8 +36,19 @@ pub(crate) fn port_path(index: usize) -> String {
     format!("{:02x}/00", FIRST_SLOT + index)
 }
 
+/// Where the binary's own firmware is, and that of the distribution.
+fn firmware_dirs(binary: &Path) -> Vec<PathBuf> {
+    let own = binary.parent().and_then(Path::parent).map(|prefix| prefix.join("share/qemu"));
+    own.into_iter().chain([PathBuf::from("/usr/share/qemu")]).collect()
+}
+
+/// The machine's quick firmware, if it is installed for this binary.
+pub(crate) fn firmware(binary: &Path, machine: &Machine) -> Option<&'static str> {
+    machine.quick_firmware.filter(|name| firmware_dirs(binary).iter().any(|dir| dir.join(name).is_file()))
+}
+
 /// The arguments.
-pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel) -> Vec<String> {
+pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>) -> Vec<String> {
     let mut args = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&w| w.to_owned()));
     add(&["-name", &format!("kata-{}", spec.sandbox)]);
@@ -63,6 +74,9 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel) -> Vec<S
     }
     // Shared, because the file daemon reads and writes the guest's buffers; a memfd, because nothing writes it back.
     add(&["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory.0)]);
+    if let Some(firmware) = firmware {
+        add(&["-bios", firmware]);
+    }
     add(&["-kernel", KERNEL, "-initrd", INITRD]);
     add(&["-append", &machine.kernel_params(accel, spec.debug, &spec.boot.params)]);
 
@@ -132,7 +146,7 @@ mod tests {
     }
 
     fn line(accel: Accel) -> String {
-        arguments(&spec(), Machine::find("x86_64", "q35").unwrap(), accel).join(" ")
+        arguments(&spec(), Machine::find("x86_64", "q35").unwrap(), accel, Some("qboot.rom")).join(" ")
     }
 
     #[test]
@@ -162,8 +176,9 @@ mod tests {
     fn memory_that_cannot_grow_has_no_slots() {
         let mut fixed = spec();
         fixed.max_memory = fixed.memory;
-        let args = arguments(&fixed, Machine::find("x86_64", "").unwrap(), Accel::Tcg).join(" ");
+        let args = arguments(&fixed, Machine::find("x86_64", "").unwrap(), Accel::Tcg, None).join(" ");
         assert!(args.contains("-m size=128M -object") && !args.contains("slots"), "{args}");
+        assert!(!args.contains("-bios"), "{args}");
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
     let console = Console::read(console).map_err(os("read the console's socket".to_owned()))?;
 
     let mut spawn = Spawn::new(&binary)
-        .args(command::arguments(&spec, qemu.machine, qemu.accel()))
+        .args(command::arguments(&spec, qemu.machine, qemu.accel(), command::firmware(&binary, qemu.machine)))
         .root(command::root(&spec, &binary, qemu.machine, qemu.accel()))
         .pid_ns()
         .net_ns()

@@ -19,6 +19,9 @@ pub(crate) struct Machine {
     pub params: &'static [&'static str],
     /// Kernel parameters under TCG.
     pub tcg_params: &'static [&'static str],
+    /// A firmware for `-bios` that only does what a kernel given with `-kernel` needs, if QEMU brings it; else QEMU's
+    /// default.
+    pub quick_firmware: Option<&'static str>,
     /// Device nodes that QEMU opens, besides /dev/kvm.
     pub devices: &'static [&'static str],
 }
@@ -37,6 +40,8 @@ const MACHINES: &[Machine] = &[
         // One CPU at boot: the agent onlines the others, which costs less (design decision 2). lpj= spares each CPU
         // the calibration; with the TSC as delay timer it counts TSC ticks per jiffy: this is 2.5 GHz at 250 Hz.
         tcg_params: &["maxcpus=1", "lpj=10000000"],
+        // 0.1 s less than SeaBIOS under TCG. It leaves the bridges' windows to Linux, which hot-plug works with.
+        quick_firmware: Some("qboot.rom"),
         devices: &["/dev/null", "/dev/urandom"],
     },
     Machine {
@@ -47,6 +52,7 @@ const MACHINES: &[Machine] = &[
         console: "ttyAMA0",
         params: &[],
         tcg_params: &["maxcpus=1"],
+        quick_firmware: None,
         devices: &["/dev/null", "/dev/urandom"],
     },
 ];

@@ -12,7 +12,7 @@ mod mounts;
 mod root;
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -40,6 +40,14 @@ impl BootError {
     fn new(step: &'static str, path: impl Into<PathBuf>, source: impl Into<std::io::Error>) -> Self {
         BootError { step, path: path.into(), source: source.into() }
     }
+}
+
+/// Whether this process is in a pid namespace that somebody made: then its pid 1 is no machine's init. A machine's init
+/// starts without /proc.
+pub fn in_pid_namespace() -> bool {
+    // PROC_PID_INIT_INO (linux/proc_ns.h): the number of the first one.
+    const FIRST: u64 = 0xefff_fffc;
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|m| m.ino() != FIRST)
 }
 
 /// Sets the machine up. Only as PID 1 of a machine of its own.

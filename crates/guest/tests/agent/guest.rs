@@ -15,6 +15,8 @@ pub const ROOTFS: &str = "/run/kata-containers/test/rootfs";
 pub struct Guest {
     process: Option<Child>,
     pub socket: PathBuf,
+    /// Where the agent finds what stands for its virtio-fs share.
+    pub share: PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -22,8 +24,10 @@ impl Guest {
     /// `KATA_TEST_AGENT_SOCKET` names an agent that runs already, for instance QEMU's socket of a guest's port.
     pub fn start() -> Guest {
         let dir = tempfile::tempdir().unwrap();
+        let share = dir.path().join("share");
+        std::fs::create_dir(&share).unwrap();
         if let Some(socket) = std::env::var_os("KATA_TEST_AGENT_SOCKET") {
-            return Guest { process: None, socket: socket.into(), _dir: dir };
+            return Guest { process: None, socket: socket.into(), share, _dir: dir };
         }
         let socket = dir.path().join("agent.sock");
         let process = Command::new("unshare")
@@ -31,17 +35,12 @@ impl Guest {
             .arg(std::env::current_exe().unwrap())
             .args(["agent-under-test", "--serial-unix"])
             .arg(&socket)
+            .arg("--share")
+            .arg(&share)
             .stdin(ProcessStdio::null())
             .spawn()
             .unwrap();
-        Guest { process: Some(process), socket, _dir: dir }
-    }
-
-    /// Pid of the agent itself.
-    pub fn agent_pid(&self) -> Option<u32> {
-        let unshare = self.process.as_ref()?.id();
-        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
+        Guest { process: Some(process), socket, share, _dir: dir }
     }
 }
 

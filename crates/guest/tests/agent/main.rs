@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         limited("rootfs", make_rootfs(&host)).await;
         limited("identity", identity(&host)).await;
         limited("errors", errors(&host)).await;
-        limited("sandbox", sandbox(&host)).await;
+        limited("sandbox", sandbox(&guest, &host)).await;
         limited("hello", hello(&host)).await;
         limited("stdin", stdin_to_its_end(&host)).await;
         limited("polling", polling(&host)).await;
@@ -56,18 +56,25 @@ fn main() -> ExitCode {
         limited("many streams", many_streams(&host)).await;
         let host = limited("reconnect", reconnect(&guest, host)).await;
         limited("log", log(&host)).await;
-        if let Some(pid) = guest.agent_pid() {
-            println!("agent: {}", memory(pid));
+        if in_a_machine() {
+            limited("out of memory", out_of_memory(&host)).await;
+            limited("throughput", throughput(&host)).await;
         }
+        limited("memory", memory(&host)).await;
         limited("destroy", destroy(&host)).await;
     });
     println!("agent: ok");
     ExitCode::SUCCESS
 }
 
+/// Whether the agent is a real guest's.
+fn in_a_machine() -> bool {
+    std::env::var_os("KATA_TEST_AGENT_SOCKET").is_some()
+}
+
 async fn limited<T>(what: &str, work: impl Future<Output = T>) -> T {
     let start = Instant::now();
-    let limit = if std::env::var_os("KATA_TEST_AGENT_SOCKET").is_some() { 120 } else { 60 };
+    let limit = if in_a_machine() { 120 } else { 60 };
     let Ok(result) = tokio::time::timeout(Duration::from_secs(limit), work).await else {
         panic!("{what}: nothing for {limit} s");
     };
@@ -75,9 +82,40 @@ async fn limited<T>(what: &str, work: impl Future<Output = T>) -> T {
     result
 }
 
-fn memory(pid: u32) -> String {
-    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    smaps.lines().filter(|l| l.starts_with("Pss") || l.starts_with("Private")).collect::<Vec<_>>().join(", ")
+/// Asks a container that shares the agent's pid namespace.
+async fn memory(host: &Host) {
+    let mut cat = process(&["cat", "/proc/1/smaps_rollup", "/proc/meminfo"], false);
+    // The kernel shows a process's memory to those who may trace it.
+    let all = vec!["CAP_SYS_PTRACE".to_owned()];
+    cat.Capabilities = Some(kata_proto::oci::LinuxCapabilities {
+        Bounding: all.clone(),
+        Effective: all.clone(),
+        Permitted: all,
+        ..Default::default()
+    })
+    .into();
+    let mut spec = spec("meter", cat);
+    spec.Linux.as_mut().unwrap().Namespaces.retain(|n| n.Type != "pid");
+    let request = pb::CreateContainerRequest {
+        container_id: "meter".into(),
+        OCI: Some(spec).into(),
+        stdio_streams: ALL,
+        ..Default::default()
+    };
+    host.agent.create_container(context(), &request).await.unwrap();
+    let mut out = host.stdio("meter", "", Stdio::Out).await;
+    start(host, "meter").await;
+    let text = String::from_utf8(all_of(&mut out).await).unwrap();
+    for line in text.lines().filter(|l| l.starts_with("Pss") || l.starts_with("MemFree") || l.starts_with("MemTotal")) {
+        println!("    {line}");
+    }
+    let pss = text.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap();
+    let kib: u64 = pss.trim().trim_end_matches(" kB").parse().unwrap();
+    // In a guest it is the agent alone; here it is a program with a test in it.
+    let limit = if in_a_machine() { 3 * 1024 } else { 8 * 1024 };
+    assert!(kib < limit, "the agent takes {kib} KiB");
+    wait(host, "meter", "").await;
+    remove(host, "meter").await;
 }
 
 fn context() -> Context {
@@ -166,8 +204,15 @@ async fn errors(host: &Host) {
     }
 }
 
-async fn sandbox(host: &Host) {
+async fn sandbox(guest: &Guest, host: &Host) {
+    let share = pb::Storage {
+        driver: "virtio-fs".into(),
+        source: kata_types::SHARE_TAG.into(),
+        mount_point: kata_types::GUEST_SHARE_DIR.into(),
+        ..Default::default()
+    };
     let request = pb::CreateSandboxRequest {
+        storages: if in_a_machine() { Vec::new() } else { vec![share] },
         sandbox_id: "s1".into(),
         hostname: "guest-of-test".into(),
         dns: vec!["10.0.0.1".into()],
@@ -176,6 +221,28 @@ async fn sandbox(host: &Host) {
     host.agent.create_sandbox(context(), &request).await.unwrap();
     let (code, text) = status(host.agent.create_sandbox(context(), &request).await.unwrap_err());
     assert!(code == ttrpc::Code::ALREADY_EXISTS && text.contains("s1"), "{code:?} {text}");
+    if in_a_machine() {
+        return;
+    }
+    // A container whose rootfs the host puts into the share.
+    let rootfs = guest.share.join("shared/rootfs");
+    std::fs::create_dir_all(rootfs.join("bin")).unwrap();
+    for dir in ["proc", "dev", "tmp"] {
+        std::fs::create_dir(rootfs.join(dir)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", rootfs.join("bin/sh")).unwrap();
+    let mut spec = spec("shared", process(&["sh", "-c", "exit 9"], false));
+    spec.Root.as_mut().unwrap().Path = format!("{}/shared/rootfs", kata_types::GUEST_SHARE_DIR);
+    let request = pb::CreateContainerRequest {
+        container_id: "shared".into(),
+        OCI: Some(spec).into(),
+        stdio_streams: STDIO_STREAMS,
+        ..Default::default()
+    };
+    host.agent.create_container(context(), &request).await.unwrap();
+    start(host, "shared").await;
+    assert_eq!(wait(host, "shared", "").await, 9);
+    remove(host, "shared").await;
 }
 
 async fn hello(host: &Host) {
@@ -379,6 +446,47 @@ async fn reconnect(guest: &Guest, host: Host) -> Host {
     assert_eq!(wait(&host, "stay", "").await, 5);
     remove(&host, "stay").await;
     host
+}
+
+async fn out_of_memory(host: &Host) {
+    let mut spec = spec("fat", process(&["sh", "-c", "cat /dev/zero > /tmp/x; exit $?"], false));
+    let memory = kata_proto::oci::LinuxMemory { Limit: 16 << 20, Swap: 16 << 20, ..Default::default() };
+    let resources = kata_proto::oci::LinuxResources { Memory: Some(memory).into(), ..Default::default() };
+    spec.Linux.as_mut().unwrap().Resources = Some(resources).into();
+    let request = pb::CreateContainerRequest {
+        container_id: "fat".into(),
+        OCI: Some(spec).into(),
+        stdio_streams: STDIO_STREAMS,
+        ..Default::default()
+    };
+    host.agent.create_container(context(), &request).await.unwrap();
+    start(host, "fat").await;
+    let event = host.agent.get_oom_event(context(), &pb::GetOOMEventRequest::default()).await.unwrap();
+    assert_eq!(event.container_id, "fat");
+    assert_eq!(wait(host, "fat", "").await, 137);
+    remove(host, "fat").await;
+}
+
+async fn throughput(host: &Host) {
+    const BYTES: usize = 1600 << 16;
+    // Not `head`, which takes each byte by itself.
+    let dd = ["busybox", "dd", "if=/dev/zero", "bs=64k", "count=1600"];
+    create(host, "pour", process(&dd, false), ALL).await.unwrap();
+    let mut out = host.stdio("pour", "", Stdio::Out).await;
+    start(host, "pour").await;
+    let begin = Instant::now();
+    assert_eq!(all_of(&mut out).await.len(), BYTES);
+    println!("    100 MB out: {:?}", begin.elapsed());
+    remove(host, "pour").await;
+    create(host, "sink", process(&["sh", "-c", "cat > /dev/null"], false), ALL).await.unwrap();
+    let mut input = host.stdio("sink", "", Stdio::In).await;
+    start(host, "sink").await;
+    let begin = Instant::now();
+    input.write_all(&vec![5; BYTES]).await.unwrap();
+    input.shutdown().await.unwrap();
+    assert_eq!(wait(host, "sink", "").await, 0);
+    println!("    100 MB in: {:?}", begin.elapsed());
+    remove(host, "sink").await;
 }
 
 async fn log(host: &Host) {

@@ -26,6 +26,7 @@ while :; do
       exec 3<>/dev/${p##*/}
       stty raw -echo <&3 2>/dev/null
       while read -r line <&3; do eval "$line" >&3 2>&1; echo "=$?" >&3; done
+      exec 3<&-
     fi
   done
   usleep 20000
