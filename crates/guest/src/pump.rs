@@ -12,8 +12,8 @@ use tokio::sync::{Notify, watch};
 use crate::attach::{Arrivals, Attached};
 use crate::fdio::FdIo;
 
-/// How much is moved at once; half of a pipe.
-const CHUNK: usize = 32 * 1024;
+/// How much is moved at once: a frame, which is half of a pipe.
+const CHUNK: usize = crate::transport::mux::FRAME_BYTES;
 
 /// Carries `from` to the host. `drained` becomes true when all of it has been handed over. Runs until no more streams
 /// can arrive.

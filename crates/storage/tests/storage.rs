@@ -401,8 +401,7 @@ fn a_guest_uses_the_share() {
         let daemon = FsDaemon::start(&share, &dirs.run(), &[], false).await.unwrap();
         let qemu = Qemu::new(QemuConfig { accel: Some(Accel::Tcg), ..QemuConfig::default() }).unwrap();
         let mut vm = qemu.launch(guest.spec(&dirs.run()), Instant::now() + BOOT).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let mut shell = Shell::connect(&*vm, BOOT);
+        let mut shell = Shell::connect(&*vm, BOOT).await;
         println!("  the guest answers after {:?}", begin.elapsed());
 
         let id = DeviceId("share".to_owned());

@@ -405,7 +405,6 @@ impl Output {
     ///
     /// # Panics
     /// With everything about it.
-    #[must_use]
     pub fn expect(self, code: i32) -> Output {
         assert!(self.status.is_some() && self.code() == code, "{code} was expected: {}", self.report());
         self

@@ -37,7 +37,15 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     roots: Vec<PathBuf>,
-    things: BTreeMap<(Kind, String), usize>,
+    things: BTreeMap<(Kind, String), Thing>,
+}
+
+/// Of one kind and name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Thing {
+    count: usize,
+    /// More about it, which may change while it stays the same thing.
+    detail: String,
 }
 
 impl Snapshot {
@@ -49,7 +57,11 @@ impl Snapshot {
     /// The host now; files and sockets below `roots` count too.
     pub fn with(roots: &[PathBuf]) -> Snapshot {
         let mut things = BTreeMap::new();
-        host::look(roots, |kind, what| *things.entry((kind, what)).or_insert(0) += 1);
+        host::look(roots, |kind, name, detail| {
+            let thing: &mut Thing = things.entry((kind, name)).or_default();
+            thing.count += 1;
+            thing.detail = detail;
+        });
         Snapshot { roots: roots.to_vec(), things }
     }
 
@@ -66,8 +78,9 @@ impl Snapshot {
     }
 
     fn new_in(&self, now: &Snapshot) -> Vec<String> {
-        let new = now.things.iter().filter(|(thing, count)| **count > self.things.get(*thing).copied().unwrap_or(0));
-        new.map(|((kind, what), _)| format!("{kind:?}: {what}")).collect()
+        let before = |what| self.things.get(what).map_or(0, |thing| thing.count);
+        let new = now.things.iter().filter(|(what, thing)| thing.count > before(what));
+        new.map(|((kind, name), thing)| format!("{kind:?}: {name} {}", thing.detail).trim_end().to_owned()).collect()
     }
 }
 
@@ -150,7 +163,7 @@ mod tests {
     fn a_second_mount_over_the_first_is_new() {
         let one = |count| Snapshot {
             roots: Vec::new(),
-            things: BTreeMap::from([((Kind::Mount, "/x".to_owned()), count)]),
+            things: BTreeMap::from([((Kind::Mount, "/x".to_owned()), Thing { count, detail: String::new() })]),
         };
         assert_eq!(one(1).new_in(&one(2)), ["Mount: /x"]);
         assert!(one(2).new_in(&one(1)).is_empty());

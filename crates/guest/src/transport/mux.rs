@@ -11,6 +11,8 @@ use super::{Dispatcher, Session};
 
 /// Streams at once: three for each process, and the calls.
 const MAX_STREAMS: usize = 4096;
+/// Longest body of a frame: what the port takes in one write (drivers/char/virtio_console.c), less the header.
+pub const FRAME_BYTES: usize = 32 * 1024 - 12;
 /// One frame's header and body in one write: each write of the port is an exit to the VMM.
 const BUFFER_BYTES: usize = 32 * 1024;
 
@@ -25,6 +27,7 @@ where
     config.set_max_connection_receive_window(None);
     config.set_max_num_streams(MAX_STREAMS);
     config.set_max_connection_receive_window(Some(MAX_STREAMS * yamux::DEFAULT_CREDIT as usize));
+    config.set_split_send_size(FRAME_BYTES);
     let io = BufStream::with_capacity(BUFFER_BYTES, BUFFER_BYTES, io);
     let mut connection = yamux::Connection::new(io.compat(), config, yamux::Mode::Server);
     let (end, session) = Session::new();

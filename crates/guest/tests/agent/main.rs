@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         limited("identity", identity(&host)).await;
         limited("errors", errors(&host)).await;
         limited("sandbox", sandbox(&guest, &host)).await;
+        limited("memory at rest", memory(&host)).await;
         limited("hello", hello(&host)).await;
         limited("stdin", stdin_to_its_end(&host)).await;
         limited("polling", polling(&host)).await;

@@ -35,31 +35,31 @@ const PROGRAMS: [&str; 18] = [
 const VMM: &str = "qemu-system-";
 
 /// Tells of everything there is.
-pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String)) {
+pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String, String)) {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     processes(&mut found);
     for m in &mounts {
-        found(Kind::Mount, format!("{} ({} {})", m.point, m.kind, m.source));
+        found(Kind::Mount, format!("{} ({} {})", m.point, m.kind, m.source), String::new());
     }
     for (inode, who) in network_namespaces(&mounts) {
-        found(Kind::NetworkNamespace, format!("{inode}"));
+        found(Kind::NetworkNamespace, inode, who);
     }
     for name in interfaces() {
-        found(Kind::Interface, name);
+        found(Kind::Interface, name, String::new());
     }
     for dir in cgroups(&mounts) {
-        found(Kind::Cgroup, dir);
+        found(Kind::Cgroup, dir, String::new());
     }
     let places: Vec<&Path> = OURS.iter().map(Path::new).chain(roots.iter().map(PathBuf::as_path)).collect();
     for path in sockets().into_iter().filter(|path| places.iter().any(|place| path.starts_with(place))) {
-        found(Kind::Socket, path.display().to_string());
+        found(Kind::Socket, path.display().to_string(), String::new());
     }
     for place in places {
         walk(place, &mut |path| {
             let path = path.to_string_lossy();
             if !STAYS.iter().any(|stays| path.starts_with(stays)) {
-                found(Kind::File, path.into_owned());
+                found(Kind::File, path.into_owned(), String::new());
             }
         });
     }
@@ -90,7 +90,7 @@ fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
-fn processes(found: &mut impl FnMut(Kind, String)) {
+fn processes(found: &mut impl FnMut(Kind, String, String)) {
     for pid in pids().filter(|pid| *pid != std::process::id()) {
         let dir = PathBuf::from(format!("/proc/{pid}"));
         let Some((start, zombie)) = birth(&dir) else { continue };
@@ -105,7 +105,7 @@ fn processes(found: &mut impl FnMut(Kind, String)) {
         let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
         if is_ours(&argv, &exe, comm.trim()) {
             let shown: String = argv.join(" ").chars().take(200).collect();
-            found(Kind::Process, format!("{pid} (start {start}, {exe}): {shown}"));
+            found(Kind::Process, format!("{pid} (started at tick {start})"), format!("{exe}: {shown}"));
         }
     }
 }
@@ -138,10 +138,6 @@ fn network_namespaces(mounts: &[Mount]) -> BTreeMap<String, String> {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             all.entry(link.to_string_lossy().into_owned()).or_insert(format!("process {pid} ({})", comm.trim()));
         }
-    }
-    // The holder of a namespace that was there before may change: what is named must not.
-    if let Ok(own) = fs::read_link("/proc/self/ns/net") {
-        all.remove(own.to_string_lossy().as_ref());
     }
     all
 }

@@ -73,7 +73,8 @@ impl Guest {
             run_dir: run_dir.to_owned(),
             binary: qemu(),
             boot: Boot { kernel: self.kernel.clone(), initrd: self.initrd.clone(), params: vec![] },
-            memory: Mib(128),
+            // Debian's kernel as a bzImage does not unpack with 128 MiB.
+            memory: Mib(192),
             max_memory: Mib(1024),
             vcpus: 1,
             max_vcpus: 2,
@@ -140,30 +141,42 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// Connects, and waits until the guest answers.
-    pub fn connect(vm: &dyn Vm, at_most: Duration) -> Shell {
+    /// Connects, and waits until the guest answers; if it does not, fails with what the guest's console says.
+    pub async fn connect(vm: &dyn Vm, at_most: Duration) -> Shell {
         let AgentAddr::Serial { path } = vm.agent_addr() else { panic!("no serial port") };
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(at_most)).unwrap();
-        let mut shell = Shell { stream: BufReader::new(stream) };
-        let (said, status) = shell.run("echo ready");
-        assert_eq!((said.as_str(), status), ("ready\n", 0));
-        shell
+        // Blocking elsewhere, so that the console is read meanwhile.
+        let connected = tokio::task::spawn_blocking(move || {
+            let mut shell = Shell { stream: BufReader::new(stream) };
+            shell.try_run("echo ready").map(|(said, _)| (shell, said))
+        });
+        match connected.await.unwrap() {
+            Ok((shell, said)) => {
+                assert_eq!(said, "ready\n");
+                shell
+            }
+            Err(e) => panic!("{e}; {:?}; {:#?}", *vm.exited().borrow(), vm.console_tail()),
+        }
     }
 
     /// Executes a line in the guest; what it printed and its status.
     pub fn run(&mut self, line: &str) -> (String, i32) {
-        self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+        self.try_run(line).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn try_run(&mut self, line: &str) -> Result<(String, i32), String> {
+        self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).map_err(|e| e.to_string())?;
         let mut said = String::new();
         loop {
             let mut got = String::new();
             match self.stream.read_line(&mut got) {
-                Ok(0) => panic!("the guest's port closed after {line:?}: {said}"),
+                Ok(0) => return Err(format!("the guest's port closed after {line:?}: {said}")),
                 Ok(_) => {}
-                Err(e) => panic!("the guest did not end {line:?}: {e}; it said {said}"),
+                Err(e) => return Err(format!("the guest did not end {line:?}: {e}; it said {said}")),
             }
             if let Some(status) = got.strip_prefix('=') {
-                return (said, status.trim().parse().unwrap());
+                return Ok((said, status.trim().parse().map_err(|_| got.clone())?));
             }
             said.push_str(&got);
         }

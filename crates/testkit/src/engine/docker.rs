@@ -1,0 +1,112 @@
+//! dockerd, driven by docker.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::{CgroupParent, Daemon, path, unmount_below};
+use crate::cmd::Cmd;
+use crate::image;
+use crate::runtime::{scratch, stage};
+
+/// By full path: another client may stand first in PATH.
+const CLIENT: &str = "/usr/bin/docker";
+
+/// A dockerd, with a containerd of its own, with our runtime as "kata" and the busybox image in it.
+pub struct Docker {
+    daemon: Option<Daemon>,
+    parent: CgroupParent,
+    dir: TempDir,
+}
+
+impl Docker {
+    /// Starts one and loads the image.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start() -> Docker {
+        let parent = CgroupParent(format!("kata-docker-{}", std::process::id()));
+        let mut this = Docker { daemon: None, parent, dir: scratch() };
+        let at = |name: &str| this.dir.path().join(name);
+        let mut command = Command::new("/usr/sbin/dockerd");
+        command.env("PATH", path()).env("HOME", this.dir.path());
+        command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
+        command.arg("--host").arg(this.host()).arg("--config-file").arg(at("none.json"));
+        command.arg("--cgroup-parent").arg(format!("/{}", this.parent.0));
+        command.arg("--add-runtime").arg(format!("kata={}", stage().join("bin/kata-runtime").display()));
+        // Networks are not what these tests are about; without them nothing of the host's is touched.
+        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]);
+        std::fs::write(at("none.json"), "{}").unwrap_or_else(|e| panic!("{}: {e}", at("none.json").display()));
+        let mut daemon = Daemon::start("dockerd", command, at("log"));
+        daemon.ready(|| this.docker(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success()));
+        this.daemon = Some(daemon);
+        this.docker(["load", "--input"]).arg(image::busybox()).ok();
+        this
+    }
+
+    fn host(&self) -> String {
+        format!("unix://{}", self.dir.path().join("d.sock").display())
+    }
+
+    /// A command of docker.
+    pub fn docker<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Cmd {
+        let config = self.dir.path().join("client");
+        Cmd::new(CLIENT).env("DOCKER_CONFIG", config).arg("--host").arg(self.host()).args(args)
+    }
+
+    /// `docker run` of our runtime without a network, with more flags; then come the image's name and the command.
+    pub fn run<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
+        self.docker(["run", "--runtime", "kata", "--network", "none"]).args(flags)
+    }
+
+    /// A place for the test's own files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.daemon.as_ref().map(Daemon::log).unwrap_or_default()
+    }
+
+    /// A value of `docker inspect`.
+    pub fn inspect(&self, id: &str, format: &str) -> String {
+        self.docker(["inspect", "--format", format, id]).ok().out()
+    }
+
+    /// Fails the test if it still has containers, or what belongs to one.
+    ///
+    /// # Panics
+    /// Then.
+    pub fn holds_nothing(&self) {
+        let out = self.docker(["ps", "--all", "--quiet"]).ok();
+        assert_eq!(out.out(), "", "containers are left: {}", out.report());
+        for place in ["exec/runtime-kata/moby", "exec/containerd/daemon/io.containerd.runtime.v2.task/moby"] {
+            let left: Vec<PathBuf> = list(&self.dir.path().join(place));
+            assert!(left.is_empty(), "directories of containers are left: {left:?}");
+        }
+        let cgroups: Vec<PathBuf> = self.parent.dirs().iter().flat_map(|dir| list(dir)).filter(|p| p.is_dir()).collect();
+        assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
+    }
+}
+
+fn list(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.daemon.is_some() {
+            let ids = self.docker(["ps", "--all", "--quiet"]).run().out();
+            for id in ids.lines() {
+                println!("{}", self.docker(["logs", "--tail", "20", id]).deadline(Duration::from_secs(5)).run().report());
+                self.docker(["rm", "--force", id]).run();
+            }
+        }
+        drop(self.daemon.take());
+        unmount_below(self.dir.path());
+    }
+}

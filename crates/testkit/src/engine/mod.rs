@@ -1,0 +1,123 @@
+//! Real engines from the distribution's packages, each in directories of its own, and gone with its driver.
+
+mod containerd;
+mod docker;
+mod podman;
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub use containerd::Containerd;
+pub use docker::Docker;
+pub use podman::Podman;
+
+use crate::runtime::stage;
+
+/// How long an engine may take to answer after its start.
+const READY: Duration = Duration::from_secs(30);
+/// How long it may take to end before it is killed.
+const STOPS: Duration = Duration::from_secs(15);
+
+/// A PATH in which an engine finds the installation under test first.
+fn path() -> String {
+    format!("{}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", stage().display())
+}
+
+/// A daemon in the background. Told to end on drop, and killed if it does not.
+struct Daemon {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    fn start(name: &'static str, mut command: Command, log: PathBuf) -> Daemon {
+        let file = File::create(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
+        let twin = file.try_clone().unwrap_or_else(|e| panic!("{}: {e}", log.display()));
+        let child = command.process_group(0).stdin(Stdio::null()).stdout(file).stderr(twin).spawn();
+        Daemon { name, child: child.unwrap_or_else(|e| panic!("cannot start {name}: {e}")), log }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it answers.
+    fn ready(&mut self, mut answers: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !answers() {
+            let ended = self.child.try_wait().ok().flatten();
+            assert!(ended.is_none(), "{} has ended ({ended:?}); its log: {}", self.name, self.log());
+            assert!(start.elapsed() < READY, "{} does not answer; its log: {}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Gone already is as good.
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if start.elapsed() > STOPS {
+                println!("{} does not end and is killed; its log: {}", self.name, self.log());
+                drop(self.child.kill());
+                drop(self.child.wait());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let start = log.len().saturating_sub(6000);
+            // From the start of a line, which is the start of a character too.
+            let tail = log[..].char_indices().find(|(at, c)| *at >= start && *c == '\n').map_or(0, |(at, _)| at);
+            println!("the end of the log of {}:{}", self.name, &log[tail..]);
+        }
+    }
+}
+
+/// Unmounts everything below an engine's directory that it left mounted. Engines keep some of their mounts for their
+/// next start; there is none.
+fn unmount_below(dir: &Path) {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points: Vec<&Path> = text.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new).collect();
+    for point in points.iter().rev().filter(|point| point.starts_with(dir)) {
+        if let Err(e) = umount2(*point, MntFlags::MNT_DETACH) {
+            println!("cannot unmount {}: {e}", point.display());
+        }
+    }
+}
+
+/// A cgroup, in every hierarchy, below which an engine puts those of its containers. Made before the leak checker
+/// looks for the first time, and removed at the end if it is empty: an engine leaves it behind with any runtime.
+struct CgroupParent(String);
+
+impl CgroupParent {
+    fn dirs(&self) -> Vec<PathBuf> {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = text.lines().filter(|line| line.contains(" - cgroup"));
+        mounts.filter_map(|line| line.split(' ').nth(4)).map(|point| Path::new(point).join(&self.0)).collect()
+    }
+}
+
+impl Drop for CgroupParent {
+    fn drop(&mut self) {
+        for dir in self.dirs() {
+            // One that is not empty is a leak, and found as such.
+            drop(fs::remove_dir(dir));
+        }
+    }
+}

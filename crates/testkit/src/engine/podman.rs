@@ -1,0 +1,91 @@
+//! Podman, which has no daemon: conmon watches each container.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::{CgroupParent, path, unmount_below};
+use crate::cmd::Cmd;
+use crate::image;
+use crate::runtime::{scratch, stage};
+
+/// A podman with storage of its own, with the busybox image in it.
+pub struct Podman {
+    parent: CgroupParent,
+    dir: TempDir,
+}
+
+impl Podman {
+    /// Makes the storage and loads the image.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn new() -> Podman {
+        let parent = CgroupParent(format!("kata-podman-{}", std::process::id()));
+        let this = Podman { parent, dir: scratch() };
+        // Its own default for open files is more than root may have where it lacks CAP_SYS_RESOURCE.
+        let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\ndefault_sysctls = []\n\
+                      [engine]\nevents_logger = \"file\"\ncgroup_manager = \"cgroupfs\"\n";
+        for (name, text) in [("containers.conf", config), ("registries.conf", "")] {
+            let file = this.file(name);
+            fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        }
+        this.podman(["load", "--input"]).arg(image::busybox()).ok();
+        this
+    }
+
+    /// A command of podman.
+    pub fn podman<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Cmd {
+        Cmd::new("/usr/bin/podman")
+            .env("PATH", path())
+            .env("CONTAINERS_CONF", self.file("containers.conf"))
+            .env("CONTAINERS_REGISTRIES_CONF", self.file("registries.conf"))
+            .env("TMPDIR", self.dir.path())
+            .arg("--root")
+            .arg(self.file("root"))
+            .arg("--runroot")
+            .arg(self.file("run"))
+            .arg("--tmpdir")
+            .arg(self.file("tmp"))
+            .arg("--runtime")
+            .arg(stage().join("bin/kata-runtime"))
+            .args(args)
+    }
+
+    /// `podman run` without a network, with more flags; then come the image's name and the command.
+    pub fn run<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
+        let parent = format!("--cgroup-parent=/{}", self.parent.0);
+        self.podman(["run", "--network", "none", &parent]).args(flags)
+    }
+
+    /// A place for the test's own files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Fails the test if it still has containers.
+    ///
+    /// # Panics
+    /// Then.
+    pub fn holds_nothing(&self) {
+        let out = self.podman(["ps", "--all", "--quiet"]).ok();
+        assert_eq!(out.out(), "", "containers are left: {}", out.report());
+    }
+}
+
+impl Default for Podman {
+    fn default() -> Self {
+        Podman::new()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.podman(["rm", "--all", "--force", "--time", "0"]).run();
+        }
+        unmount_below(self.dir.path());
+    }
+}
