@@ -165,11 +165,11 @@ impl Daemon {
         Ok(task.delete(context, &r).await.map_err(failure)?.exit_status.cast_signed())
     }
 
-    /// Ends the sandbox.
+    /// Ends the sandbox, and this connection, which the daemon waits for.
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn shutdown(&self, id: &str) -> Result<(), Failure> {
+    pub async fn shutdown(self, id: &str) -> Result<(), Failure> {
         let (task, context) = self.task();
         let r = request!(ShutdownRequest { id: id.to_owned(), now: true });
         task.shutdown(context, &r).await.map_err(failure).map(drop)

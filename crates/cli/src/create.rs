@@ -39,13 +39,14 @@ pub async fn run(global: &Global, a: CreateArgs) -> Result<u8, CliError> {
     let (stand_in, daemon) = make(global, &a).await?;
     if let Err(err) = daemon.start(&a.id, "").await {
         drop(stand_in);
-        undo(global, &a.id, Some(&daemon)).await;
+        undo(global, &a.id, Some(daemon)).await;
         return Err(err.into());
     }
     if a.detach {
         stand_in.let_go();
         return Ok(0);
     }
+    drop(daemon);
     let code = stand_in.wait().await;
     if !a.keep {
         // The container has ended, or its sandbox has: both are cleaned up the same way.
@@ -63,7 +64,7 @@ async fn make(global: &Global, a: &CreateArgs) -> Result<(StandIn, Daemon), CliE
     match make_in(global, a, &bundle, &spec).await {
         Ok(made) => Ok(made),
         Err((err, daemon)) => {
-            undo(global, &a.id, daemon.as_ref()).await;
+            undo(global, &a.id, daemon).await;
             Err(err)
         }
     }
@@ -113,7 +114,7 @@ async fn make_in(
 }
 
 /// Takes back what `make` did.
-async fn undo(global: &Global, id: &str, daemon: Option<&Daemon>) {
+async fn undo(global: &Global, id: &str, daemon: Option<Daemon>) {
     let run_dir = global.store.run_dir(id);
     if let Some(daemon) = daemon
         && daemon.shutdown(id).await.is_ok()

@@ -144,13 +144,15 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
         FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug)
     );
     let (mut vm, fs) = (vm?, fs?);
-    let agent = connect(vm.as_mut(), deadline).await?;
+    // Plugged while the guest boots: if it comes before the guest looks at its buses, that costs nothing, else it is
+    // the same hot-plug as later.
     let device = Device::VhostUserFs {
         id: DeviceId("share".into()),
         tag: SHARE_TAG.into(),
         socket: fs.connect().map_err(BootError::FsSocket)?,
     };
     vm.attach(device).await?;
+    let agent = connect(vm.as_mut(), deadline).await?;
     let mut machine = Machine { vm, fs, share, agent, has: Resources { memory, vcpus }, online_vcpus: 1 };
     if let Err(source) = machine.prepare(spec).await {
         return Err(BootError::Prepare { source, console: machine.vm.console_tail() });

@@ -163,7 +163,9 @@ impl Sandbox {
         let me = Arc::downgrade(self);
         tokio::spawn(async move {
             let reason = death.await;
-            if let Some(me) = me.upgrade() {
+            if let Some(me) = me.upgrade()
+                && me.death.borrow().is_none()
+            {
                 tracing::error!("the sandbox is gone: {reason}");
                 me.death.send_replace(Some(reason));
             }

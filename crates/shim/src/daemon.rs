@@ -18,7 +18,7 @@ use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::attach::Attachments;
 use crate::service::TaskService;
@@ -161,7 +161,8 @@ async fn serve(args: &Args) -> Result<(), String> {
     })
     .map_err(|e| e.to_string())?;
     let namespace = args.namespace.clone().unwrap_or_default();
-    let publisher = tokio::spawn(publish::run(namespace, args.events.clone(), received));
+    let (stop, stopped) = oneshot::channel();
+    let publisher = tokio::spawn(publish::run(namespace, args.events.clone(), received, stopped));
 
     let attachments = Attachments::default();
     let exit = Arc::new(Notify::new());
@@ -183,9 +184,11 @@ async fn serve(args: &Args) -> Result<(), String> {
         }
     }
     // The answer to Shutdown, and the last events, are still on their way.
-    drop(tokio::time::timeout(Duration::from_secs(2), server.shutdown()).await);
+    drop(tokio::time::timeout(Duration::from_millis(500), server.shutdown()).await);
     drop(server);
     drop(sandbox);
+    // The publisher may have ended; then there is nothing to stop.
+    let _ = stop.send(());
     drop(tokio::time::timeout(Duration::from_secs(2), publisher).await);
     if let Err(err) = std::fs::remove_dir_all(&args.run_dir) {
         tracing::warn!("cannot remove {}: {err}", args.run_dir.display());

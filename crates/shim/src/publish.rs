@@ -7,7 +7,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim::events as fwd;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use kata_sandbox::Event;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::convert;
 
@@ -18,14 +18,33 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Forwards events until the engine is gone. Without an address they are dropped: the OCI command line has no
 /// listener, and `kata-runtime events` asks for what it wants.
-pub async fn run(namespace: String, address: Option<String>, mut events: mpsc::UnboundedReceiver<Event>) {
+///
+/// `stop` ends it once what was sent before has been forwarded.
+pub async fn run(
+    namespace: String,
+    address: Option<String>,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    stop: oneshot::Receiver<()>,
+) {
+    let mut stop = Some(stop);
+    let mut next = async || loop {
+        let Some(waiting) = &mut stop else { return events.recv().await };
+        tokio::select! {
+            event = events.recv() => return event,
+            _ = waiting => {
+                stop = None;
+                // What is queued already still comes out.
+                events.close();
+            }
+        }
+    };
     let Some(address) = address else {
-        while events.recv().await.is_some() {}
+        while next().await.is_some() {}
         return;
     };
     let address = if address.contains("://") { address } else { format!("unix://{address}") };
     let mut client: Option<EventsClient> = None;
-    while let Some(event) = events.recv().await {
+    while let Some(event) = next().await {
         let envelope = match envelope(&namespace, &event) {
             Ok(envelope) => envelope,
             Err(err) => {

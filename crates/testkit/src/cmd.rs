@@ -410,6 +410,15 @@ impl Output {
         self
     }
 
+    /// Fails the test if it succeeded.
+    ///
+    /// # Panics
+    /// With everything about it.
+    pub fn fails(self) -> Output {
+        assert!(self.code() != 0, "a failure was expected: {}", self.report());
+        self
+    }
+
     /// Fails the test unless it said this on stdout.
     ///
     /// # Panics

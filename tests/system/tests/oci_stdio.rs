@@ -133,7 +133,7 @@ fn run_and_exec_in_a_terminal_use_it_and_leave_it_as_it_was() {
     let mut exec = rt.cmd(["exec", "--tty", "ours", "sh", "-c", "tty && exit 4"]).start();
     wait_for_end(&mut exec);
     // Without a terminal of its own there is none to use.
-    let out = exec.wait().expect(1);
+    let out = exec.wait().expect(255);
     assert!(out.err().contains("terminal"), "{}", out.report());
     terminal.type_in("word\r");
     terminal.shows("got word", SOON);

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         let host = limited("reconnect", reconnect(&guest, host)).await;
         limited("log", log(&host)).await;
         if in_a_machine() {
+            limited("machine", machine(&host)).await;
             limited("out of memory", out_of_memory(&host)).await;
             limited("throughput", throughput(&host)).await;
         }
@@ -443,10 +444,36 @@ async fn reconnect(guest: &Guest, host: Host) -> Host {
     let mut b = [0; 10];
     out.read_exact(&mut b).await.unwrap();
     assert_eq!(&b, b"got again\n");
+    // Away for a while, which a guest's port tells as being hung up.
+    host.leave().await;
+    drop((out, input));
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let host = Host::connect(&guest.socket).await;
+    let mut input = host.stdio("stay", "", Stdio::In).await;
     input.shutdown().await.unwrap();
     assert_eq!(wait(&host, "stay", "").await, 5);
     remove(&host, "stay").await;
     host
+}
+
+/// The clock, entropy, CPUs: only a real guest's.
+async fn machine(host: &Host) {
+    let mut request = pb::SetGuestDateTimeRequest { Sec: 2_000_000_000, ..Default::default() };
+    host.agent.set_guest_date_time(context(), &request).await.unwrap();
+    request.Usec = 1_000_000;
+    host.agent.set_guest_date_time(context(), &request).await.unwrap_err();
+    let request = pb::ReseedRandomDevRequest { data: vec![7; 512], ..Default::default() };
+    host.agent.reseed_random_dev(context(), &request).await.unwrap();
+    let request = pb::OnlineCPUMemRequest { nb_cpus: 1, ..Default::default() };
+    host.agent.online_cpu_mem(context(), &request).await.unwrap();
+    let args = ["sh", "-c", "busybox grep -c ^processor /proc/cpuinfo; busybox date +%s; hostname"];
+    create(host, "look", process(&args, false), ALL).await.unwrap();
+    let mut out = host.stdio("look", "", Stdio::Out).await;
+    start(host, "look").await;
+    let text = String::from_utf8(all_of(&mut out).await).unwrap();
+    println!("    {text:?}");
+    assert!(text.contains("\n20000000"), "{text}");
+    remove(host, "look").await;
 }
 
 async fn out_of_memory(host: &Host) {
