@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// What `--version` says after the name, as runc lays it out: docker and podman read it.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.0.2");
+pub const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.0.2");
 
 /// The command line.
 #[derive(Debug, Parser)]

@@ -85,7 +85,7 @@ async fn run(args: Args) -> Result<u8, error::CliError> {
         Verb::Spec { bundle, rootless } => spec::spec(&bundle, rootless),
         Verb::Features => features::features(),
         Verb::Version => {
-            println!("kata-runtime version {}", args::VERSION);
+            println!("kata-runtime {}", args::VERSION);
             Ok(0)
         }
         Verb::Check { verbose } => check::check(global.config.as_deref(), verbose),

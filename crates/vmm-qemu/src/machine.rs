@@ -36,7 +36,9 @@ const MACHINES: &[Machine] = &[
         tcg_cpu: "max,la57=off",
         console: "ttyS0",
         // reboot=t: a triple fault is the quickest way out (QEMU runs with -no-reboot).
-        params: &["reboot=t", "no_timer_check", "tsc=reliable"],
+        // swiotlb: memory that may be plugged above 4 GiB makes Linux set 64 MiB of bounce buffers aside, which virtio
+        // devices never use.
+        params: &["reboot=t", "no_timer_check", "tsc=reliable", "swiotlb=noforce"],
         // One CPU at boot: the agent onlines the others, which costs less (design decision 2). lpj= spares each CPU
         // the calibration; with the TSC as delay timer it counts TSC ticks per jiffy: this is 2.5 GHz at 250 Hz.
         tcg_params: &["maxcpus=1", "lpj=10000000"],

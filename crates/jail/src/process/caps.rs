@@ -63,7 +63,9 @@ impl Wanted {
         state.inheritable = self.inheritable;
         state.set_current().step(|| "setting the capabilities".to_owned())?;
         ambient::clear().step(|| "clearing the ambient capabilities".to_owned())?;
-        for cap in self.ambient {
+        // The kernel has no ambient capability that is not permitted and inheritable (capabilities(7)). Specs ask for
+        // such all the same (runc's own template does), and runc lets them go.
+        for cap in self.ambient & self.permitted & self.inheritable {
             ambient::raise(cap).step(|| format!("raising the ambient {cap:?}"))?;
         }
         Ok(())
