@@ -42,9 +42,7 @@ impl CallError {
     fn new(call: &'static str, limit: Option<Duration>, err: ttrpc::Error) -> Self {
         match err {
             ttrpc::Error::RpcStatus(status) => match status.code() {
-                ttrpc::Code::DEADLINE_EXCEEDED => {
-                    CallError::Timeout { call, limit: limit.unwrap_or_default() }
-                }
+                ttrpc::Code::DEADLINE_EXCEEDED => CallError::Timeout { call, limit: limit.unwrap_or_default() },
                 code => CallError::Refused {
                     call,
                     not_found: code == ttrpc::Code::NOT_FOUND,

@@ -92,8 +92,7 @@ pub async fn connect(endpoint: &Endpoint, nonce: Nonce, deadline: Instant) -> Re
                     }
                 };
                 let (tx, closed) = watch::channel(false);
-                let client =
-                    AgentClient { calls: Calls::new(socket), streams: Streams::Vsock(*cid), closed };
+                let client = AgentClient { calls: Calls::new(socket), streams: Streams::Vsock(*cid), closed };
                 // The only way to see a vsock peer go is a connection that ends.
                 let mut watched = client.log().await?;
                 tokio::spawn(async move {

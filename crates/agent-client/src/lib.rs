@@ -73,11 +73,8 @@ impl AgentClient {
         exec: &str,
         stream: kata_proto::channel::Stdio,
     ) -> Result<AgentStream, ConnectError> {
-        let header = kata_proto::channel::StreamHeader::Stdio {
-            container: container.to_owned(),
-            exec: exec.to_owned(),
-            stream,
-        };
+        let header =
+            kata_proto::channel::StreamHeader::Stdio { container: container.to_owned(), exec: exec.to_owned(), stream };
         self.streams.open(&header).await
     }
 

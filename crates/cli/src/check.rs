@@ -56,7 +56,11 @@ pub fn check(file: Option<&Path>, verbose: bool) -> Result<u8, CliError> {
         println!("{mark}  {:14} {}", l.what, l.says);
     }
     if verbose {
-        println!("      {:14} {}", "versions", format_args!("kata-runtime {}, kernel {}", env!("CARGO_PKG_VERSION"), kernel()));
+        println!(
+            "      {:14} {}",
+            "versions",
+            format_args!("kata-runtime {}, kernel {}", env!("CARGO_PKG_VERSION"), kernel())
+        );
         for f in &loaded.files {
             println!("      {:14} {}", "configuration", f.display());
         }
@@ -87,7 +91,9 @@ fn cgroups() -> Line {
         (true, true) => line("cgroups", Verdict::Yes, "v1 and v2 (hybrid)".into()),
         (true, false) => line("cgroups", Verdict::Yes, "v1".into()),
         (false, true) => line("cgroups", Verdict::Yes, "v2".into()),
-        (false, false) => line("cgroups", Verdict::Without, "none mounted; the host cannot account for sandboxes".into()),
+        (false, false) => {
+            line("cgroups", Verdict::Without, "none mounted; the host cannot account for sandboxes".into())
+        }
     }
 }
 
@@ -124,10 +130,15 @@ fn filesystem(name: &'static str) -> Line {
 /// CAP_SYS_RESOURCE is bit 24 (capabilities(7)).
 fn resource_limit() -> Line {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let caps = status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|t| u64::from_str_radix(t.trim(), 16).ok());
+    let caps =
+        status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|t| u64::from_str_radix(t.trim(), 16).ok());
     if caps.is_some_and(|c| c & (1 << 24) != 0) {
         line("limits", Verdict::Yes, "hard limits can be raised".into())
     } else {
-        line("limits", Verdict::Without, "no CAP_SYS_RESOURCE: host processes keep their limits; the guest's are free".into())
+        line(
+            "limits",
+            Verdict::Without,
+            "no CAP_SYS_RESOURCE: host processes keep their limits; the guest's are free".into(),
+        )
     }
 }

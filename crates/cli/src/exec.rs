@@ -108,7 +108,8 @@ mod tests {
     fn flags_change_the_containers_own_process() {
         let line = "kata-runtime exec -u 5:6 -e A=b --cwd /x --cap CAP_KILL id sh -c true";
         let Verb::Exec(a) = Args::try_parse_from(line.split(' ')).unwrap().verb else { panic!() };
-        let p = from_flags(&a, Process { env: vec!["PATH=/bin".into()], terminal: true, ..Process::default() }).unwrap();
+        let p =
+            from_flags(&a, Process { env: vec!["PATH=/bin".into()], terminal: true, ..Process::default() }).unwrap();
         assert_eq!((p.user.uid, p.user.gid, p.terminal, p.cwd.as_str()), (5, 6, false, "/x"));
         assert_eq!(p.env, ["PATH=/bin", "A=b"]);
         assert_eq!(p.capabilities.unwrap().effective, ["CAP_KILL"]);

@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 use kata_sandbox::{HostCgroup, StateFile, attach_socket};
 use kata_shim::{AttachHello, AttachReply, FromDaemon, ToDaemon};
-use kata_types::EXIT_LOST;
 use kata_sys::process::{Clone, clone_sibling};
+use kata_types::EXIT_LOST;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -93,11 +93,7 @@ pub fn main(_args: Vec<OsString>) -> ExitCode {
 /// Moves the descriptor that we were told of to 3 and closes all others beyond stdio: whatever our starter's starter
 /// left open must not be held open by us for the container's life.
 fn inherit(fd: RawFd) -> std::io::Result<OwnedFd> {
-    let three = if fd == 3 {
-        kata_sys::fds::adopt(3)?
-    } else {
-        kata_sys::fds::move_to(fd, 3)?
-    };
+    let three = if fd == 3 { kata_sys::fds::adopt(3)? } else { kata_sys::fds::move_to(fd, 3)? };
     kata_sys::fds::close_from(4)?;
     Ok(three)
 }
@@ -181,7 +177,9 @@ fn attach(args: &ShimArgs) -> Result<(UnixStream, Option<Terminal>, SignalFd), S
     let terminal = match (&args.console_socket, args.terminal) {
         (Some(socket), true) => Some(new_terminal(socket, args.size)?),
         (None, true) => Some(own_terminal()?),
-        (Some(_), false) => return Err("--console-socket is only for a process with a terminal (process.terminal)".into()),
+        (Some(_), false) => {
+            return Err("--console-socket is only for a process with a terminal (process.terminal)".into());
+        }
         (None, false) => None,
     };
     let mut hello = AttachHello {
@@ -201,7 +199,8 @@ fn attach(args: &ShimArgs) -> Result<(UnixStream, Option<Terminal>, SignalFd), S
             vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
         }
     };
-    let mut daemon = UnixStream::connect(attach_socket(&args.run_dir)).map_err(say("the sandbox's daemon cannot be reached"))?;
+    let mut daemon =
+        UnixStream::connect(attach_socket(&args.run_dir)).map_err(say("the sandbox's daemon cannot be reached"))?;
     let mut line = serde_json::to_vec(&hello).map_err(|e| e.to_string())?;
     line.push(b'\n');
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
@@ -214,8 +213,9 @@ fn attach(args: &ShimArgs) -> Result<(UnixStream, Option<Terminal>, SignalFd), S
     if sent < line.len() {
         daemon.write_all(&line[sent..]).map_err(say("the sandbox's daemon cannot be told"))?;
     }
-    let reply: AttachReply = serde_json::from_str(&read_line(&mut daemon).map_err(say("the sandbox's daemon does not answer"))?)
-        .map_err(|e| format!("the sandbox's daemon does not answer: {e}"))?;
+    let reply: AttachReply =
+        serde_json::from_str(&read_line(&mut daemon).map_err(say("the sandbox's daemon does not answer"))?)
+            .map_err(|e| format!("the sandbox's daemon does not answer: {e}"))?;
     match reply.error {
         Some(error) => Err(error),
         None => {
@@ -266,7 +266,8 @@ fn new_terminal(socket: &Path, size: Option<[u32; 2]>) -> Result<Terminal, Strin
         rustix::termios::tcsetwinsize(&pty.master, size).map_err(|e| fail("the terminal's size", &e))?;
     }
     make_raw(&pty.slave)?;
-    let console = UnixStream::connect(socket).map_err(|e| fail(&format!("the console socket {}", socket.display()), &e))?;
+    let console =
+        UnixStream::connect(socket).map_err(|e| fail(&format!("the console socket {}", socket.display()), &e))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [pty.master.as_fd()];
@@ -312,8 +313,7 @@ fn stand(mut daemon: UnixStream, terminal: Option<&Terminal>, signals: &SignalFd
         tell_size(&mut daemon, t);
     }
     loop {
-        let mut fds =
-            [PollFd::new(daemon.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(daemon.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(err) => {

@@ -18,7 +18,11 @@ pub fn parse(text: &str) -> Result<u32, CliError> {
     // The guest's real-time signals are the kernel's 32 to 64, of which libcs keep the first two.
     for (base, first, sign) in [("SIGRTMIN", 34u32, 1i64), ("SIGRTMAX", 64, -1)] {
         if let Some(rest) = name.strip_prefix(base) {
-            let offset = if rest.is_empty() { 0 } else { rest.trim_start_matches(['+', '-']).parse::<i64>().map_err(|_| unknown())? };
+            let offset = if rest.is_empty() {
+                0
+            } else {
+                rest.trim_start_matches(['+', '-']).parse::<i64>().map_err(|_| unknown())?
+            };
             let number = i64::from(first) + sign * offset.abs();
             return u32::try_from(number).ok().filter(|n| (34..=64).contains(n)).ok_or_else(unknown);
         }
@@ -33,7 +37,8 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        for (text, number) in [("SIGTERM", 15), ("kill", 9), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("HUP", 1)] {
+        for (text, number) in [("SIGTERM", 15), ("kill", 9), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("HUP", 1)]
+        {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
         for bad in ["", "0", "65", "SIGFOO", "SIGRTMIN+99", "SIGRTMINé"] {

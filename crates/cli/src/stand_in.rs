@@ -144,7 +144,8 @@ fn forward_signals(to: Pid) -> Result<tokio::task::AbortHandle, CliError> {
     ];
     let mut tasks = Vec::new();
     for s in FORWARDED {
-        let mut received = signal(SignalKind::from_raw(s as i32)).map_err(io("handle signals for", "/proc/self/exe"))?;
+        let mut received =
+            signal(SignalKind::from_raw(s as i32)).map_err(io("handle signals for", "/proc/self/exe"))?;
         tasks.push(async move {
             while received.recv().await.is_some() {
                 // It may be gone already; then its wait ends.

@@ -129,7 +129,11 @@ async fn ended_by(daemon: &Daemon, id: &str, force: bool) -> Result<(), CliError
     // runc deletes a created container, and refuses a running one without --force.
     if matches!(status, Status::Running | Status::Paused) {
         if !force {
-            return Err(CliError::State { operation: "delete", id: id.to_owned(), is: format!("{status}; kill it first, or use --force") });
+            return Err(CliError::State {
+                operation: "delete",
+                id: id.to_owned(),
+                is: format!("{status}; kill it first, or use --force"),
+            });
         }
         if status == Status::Paused {
             drop(daemon.freeze(id, false).await);
@@ -214,7 +218,8 @@ pub async fn list(store: &Store, format: Format, quiet: bool) -> Result<u8, CliE
         println!("{}", serde_json::json!(rows));
         return Ok(0);
     }
-    let width = |f: &dyn Fn(&(State, crate::store::Entry)) -> usize, least| rows.iter().map(f).max().unwrap_or(0).max(least);
+    let width =
+        |f: &dyn Fn(&(State, crate::store::Entry)) -> usize, least| rows.iter().map(f).max().unwrap_or(0).max(least);
     let (id, bundle) = (width(&|r| r.0.id.len(), 11), width(&|r| r.0.bundle.len(), 11));
     println!("{:id$} {:11} {:11} {:bundle$} {:30} OWNER", "ID", "PID", "STATUS", "BUNDLE", "CREATED");
     for (s, e) in &rows {

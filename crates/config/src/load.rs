@@ -98,7 +98,8 @@ pub fn load(file: Option<&Path>, prefix: &Path) -> Result<Loaded, ConfigError> {
     }
     let last = files.last().cloned().unwrap_or_else(|| PathBuf::from("(no configuration file)"));
     let bad = |reason: String| ConfigError::Value { path: last.clone(), reason };
-    let mut config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.to_string().trim().replace('\n', " ")))?;
+    let mut config: Config =
+        Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.to_string().trim().replace('\n', " ")))?;
     check_values(&config).map_err(bad)?;
     let share = prefix.join("share/kata-containers");
     let qemu = &mut config.hypervisor.qemu;
@@ -125,12 +126,9 @@ fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    text.parse::<Table>().map_err(|e| ConfigError::Syntax {
-        path: path.to_owned(),
-        reason: e.to_string().trim().replace('\n', " "),
-    })
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    text.parse::<Table>()
+        .map_err(|e| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string().trim().replace('\n', " ") })
 }
 
 fn check_keys(path: &Path, prefix: &str, table: &Table) -> Result<(), ConfigError> {
@@ -141,7 +139,8 @@ fn check_keys(path: &Path, prefix: &str, table: &Table) -> Result<(), ConfigErro
             if keys::NOT_HERE.contains(&key.as_str()) {
                 return Err(ConfigError::NotHere { path: path.to_owned(), key });
             }
-            let nearest = nearest(name, known).map(|n| if prefix.is_empty() { n.into() } else { format!("{prefix}.{n}") });
+            let nearest =
+                nearest(name, known).map(|n| if prefix.is_empty() { n.into() } else { format!("{prefix}.{n}") });
             return Err(ConfigError::Unknown { path: path.to_owned(), key, nearest });
         }
         if let Value::Table(inner) = value {
@@ -215,7 +214,8 @@ mod tests {
         let file = d.0.join("configuration.toml");
         std::fs::write(&file, "[hypervisor.qemu]\ndefault_memory = 512\nkernel_params = \"a\"\n").unwrap();
         std::fs::write(d.0.join("config.d/20.toml"), "[hypervisor.qemu]\ndefault_memory = 1024\n").unwrap();
-        std::fs::write(d.0.join("config.d/10.toml"), "[hypervisor.qemu]\ndefault_memory = 700\nkernel = \"/k\"\n").unwrap();
+        std::fs::write(d.0.join("config.d/10.toml"), "[hypervisor.qemu]\ndefault_memory = 700\nkernel = \"/k\"\n")
+            .unwrap();
         let l = load(Some(&file), Path::new("/p")).unwrap();
         let q = &l.config.hypervisor.qemu;
         assert_eq!((q.default_memory, q.kernel.as_path(), q.kernel_params.as_str()), (Mib(1024), Path::new("/k"), "a"));
@@ -237,7 +237,9 @@ mod tests {
             let got = error(text);
             assert!(got.contains(part) && got.contains("configuration.toml"), "{got}");
         }
-        assert!(load(Some(Path::new("/nowhere.toml")), Path::new("/p")).unwrap_err().to_string().contains("/nowhere.toml"));
+        assert!(
+            load(Some(Path::new("/nowhere.toml")), Path::new("/p")).unwrap_err().to_string().contains("/nowhere.toml")
+        );
     }
 
     #[test]

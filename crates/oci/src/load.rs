@@ -98,9 +98,8 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
 }
 
 fn check_process(path: &Path, process: &Process) -> Result<(), LoadError> {
-    let invalid = |field, problem: &str| {
-        Err(LoadError::Invalid { path: path.to_owned(), field, problem: problem.to_owned() })
-    };
+    let invalid =
+        |field, problem: &str| Err(LoadError::Invalid { path: path.to_owned(), field, problem: problem.to_owned() });
     if process.args.is_empty() || process.args[0].is_empty() {
         return invalid("process.args", "is empty: name a program");
     }

@@ -77,9 +77,11 @@ async fn one(point: &'static str, hook: &Hook, state: &State) -> Result<(), Hook
     let done = match hook.timeout.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0) {
         Some(seconds) => {
             let limit = Duration::from_secs(seconds);
-            tokio::time::timeout(limit, work)
-                .await
-                .map_err(|_| HookError::Timeout { point, path: path.clone(), limit })?
+            tokio::time::timeout(limit, work).await.map_err(|_| HookError::Timeout {
+                point,
+                path: path.clone(),
+                limit,
+            })?
         }
         None => work.await,
     };

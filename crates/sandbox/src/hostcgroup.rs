@@ -61,8 +61,11 @@ impl HostCgroup {
     /// [`CgroupError::Io`].
     pub fn join(&self, pid: i32) -> Result<(), CgroupError> {
         for dir in &self.dirs {
-            std::fs::write(dir.join("cgroup.procs"), pid.to_string())
-                .map_err(|source| CgroupError::Io { what: "join", path: dir.clone(), source })?;
+            std::fs::write(dir.join("cgroup.procs"), pid.to_string()).map_err(|source| CgroupError::Io {
+                what: "join",
+                path: dir.clone(),
+                source,
+            })?;
         }
         Ok(())
     }

@@ -8,9 +8,7 @@ use kata_config::Config;
 use kata_proto::agent as pb;
 use kata_storage::{FsDaemon, FsDaemonError, Share, ShareError};
 use kata_types::{GUEST_SHARE_DIR, Mib, SHARE_TAG, SandboxId};
-use kata_vmm::{
-    AgentAddr, Boot, Device, DeviceError, DeviceId, LaunchError, Resources, Stop, Vm, VmExit, VmSpec, Vmm,
-};
+use kata_vmm::{AgentAddr, Boot, Device, DeviceError, DeviceId, LaunchError, Resources, Stop, Vm, VmExit, VmSpec, Vmm};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -139,10 +137,8 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
     };
     let (memory, vcpus) = (vm_spec.memory, vm_spec.vcpus);
     let debug = spec.config.runtime.enable_debug;
-    let (vm, fs) = tokio::join!(
-        vmm.launch(vm_spec, deadline),
-        FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug)
-    );
+    let (vm, fs) =
+        tokio::join!(vmm.launch(vm_spec, deadline), FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug));
     let (mut vm, fs) = (vm?, fs?);
     // Plugged while the guest boots: if it comes before the guest looks at its buses, that costs nothing, else it is
     // the same hot-plug as later.
@@ -223,8 +219,11 @@ impl Machine {
         storage.fstype = "virtiofs".into();
         storage.mount_point = GUEST_SHARE_DIR.into();
         sandbox.storages.push(storage);
-        let (a, b, c) =
-            tokio::join!(calls.reseed_random_dev(entropy), calls.set_guest_date_time(clock), calls.create_sandbox(sandbox));
+        let (a, b, c) = tokio::join!(
+            calls.reseed_random_dev(entropy),
+            calls.set_guest_date_time(clock),
+            calls.create_sandbox(sandbox)
+        );
         a.and(b).and(c)?;
         self.online(self.has.vcpus).await
     }
@@ -275,7 +274,8 @@ impl Machine {
             }
             // Parts go down together; who was first is told by who has an exit, a moment later.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let say = |rx: &watch::Receiver<Option<VmExit>>, who: &str| rx.borrow().clone().map(|e| format!("{who} {e}"));
+            let say =
+                |rx: &watch::Receiver<Option<VmExit>>, who: &str| rx.borrow().clone().map(|e| format!("{who} {e}"));
             // The file daemon ends by itself with code 0 when the VMM has gone.
             let fs_failed = fs.borrow().as_ref().is_some_and(|e| e.code != Some(0));
             match (say(&vm, "the virtual machine"), say(&fs, "the file daemon")) {

@@ -154,7 +154,9 @@ pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Re
     if let Some(hooks) = &spec.hooks
         && !(hooks.create_container.is_empty() && hooks.start_container.is_empty())
     {
-        return Err(unsupported("run createContainer or startContainer hooks: they belong into the container's namespaces, which are in the guest"));
+        return Err(unsupported(
+            "run createContainer or startContainer hooks: they belong into the container's namespaces, which are in the guest",
+        ));
     }
     let mut root = pb::Root::new();
     root.Path = format!("{GUEST_SHARE_DIR}/{container}/rootfs");
@@ -229,11 +231,18 @@ fn shared_memory(m: &Mount, host: &dyn Host) -> pb::Mount {
 
 /// Pseudo devices that any guest has: memory devices (major 1), terminals (5), tun and fuse (10).
 fn is_pseudo_device(d: &kata_oci::LinuxDevice) -> bool {
-    matches!((d.kind.as_str(), d.major, d.minor), ("c" | "u", 1, 3 | 5 | 7 | 8 | 9 | 11) | ("c" | "u", 5, 0..=2) | ("c" | "u", 10, 200 | 229))
-        || d.kind == "p"
+    matches!(
+        (d.kind.as_str(), d.major, d.minor),
+        ("c" | "u", 1, 3 | 5 | 7 | 8 | 9 | 11) | ("c" | "u", 5, 0..=2) | ("c" | "u", 10, 200 | 229)
+    ) || d.kind == "p"
 }
 
-fn linux(spec: &Spec, out: &mut pb::Spec, limits: Limits, notes: &mut Vec<String>) -> Result<(Option<Mib>, Option<u32>), PlanError> {
+fn linux(
+    spec: &Spec,
+    out: &mut pb::Spec,
+    limits: Limits,
+    notes: &mut Vec<String>,
+) -> Result<(Option<Mib>, Option<u32>), PlanError> {
     let Some(l) = &spec.linux else { return Ok((None, None)) };
     let mut linux = pb::Linux::new();
     linux.UIDMappings = convert::id_mappings(&l.uid_mappings);

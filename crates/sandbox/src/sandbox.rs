@@ -222,7 +222,8 @@ impl Sandbox {
         let vcpus = self.vcpus_with(None, planned.vcpus);
         machine.grow(memory, vcpus).await.map_err(SandboxError::Resize)?;
 
-        let made = self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid).await;
+        let made =
+            self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid).await;
         let (pumps, memory, vcpus) = match made {
             Ok(made) => made,
             Err(err) => {
@@ -503,7 +504,9 @@ impl Sandbox {
             match agent.calls().signal_process(request).await {
                 Ok(_) => {}
                 Err(kata_agent_client::CallError::Refused { not_found: true, .. }) if all => {}
-                Err(kata_agent_client::CallError::Refused { not_found: true, .. }) => return Err(SandboxError::Finished),
+                Err(kata_agent_client::CallError::Refused { not_found: true, .. }) => {
+                    return Err(SandboxError::Finished);
+                }
                 Err(err) => return Err(err.into()),
             }
         }
@@ -544,7 +547,12 @@ impl Sandbox {
             return Ok((process.pid, exit));
         }
         self.delete_container(container).await?;
-        self.emit(Event::Deleted { container: container.to_owned(), pid: process.pid, status: exit.status, at: exit.at });
+        self.emit(Event::Deleted {
+            container: container.to_owned(),
+            pid: process.pid,
+            status: exit.status,
+            at: exit.at,
+        });
         Ok((process.pid, exit))
     }
 
@@ -635,7 +643,12 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub async fn guest_processes(&self, container: &str, format: &str, args: Vec<String>) -> Result<Vec<u8>, SandboxError> {
+    pub async fn guest_processes(
+        &self,
+        container: &str,
+        format: &str,
+        args: Vec<String>,
+    ) -> Result<Vec<u8>, SandboxError> {
         self.process(container, "")?;
         let mut request = pb::ListProcessesRequest::new();
         request.container_id = container.to_owned();
@@ -662,8 +675,11 @@ impl Sandbox {
 
     async fn freeze(&self, container: &str, freeze: bool) -> Result<(), SandboxError> {
         let process = self.process(container, "")?;
-        let (operation, from, to) =
-            if freeze { ("pause", Status::Running, Status::Paused) } else { ("resume", Status::Paused, Status::Running) };
+        let (operation, from, to) = if freeze {
+            ("pause", Status::Running, Status::Paused)
+        } else {
+            ("resume", Status::Paused, Status::Running)
+        };
         // runc pauses a created container too.
         if process.status() != from && !(freeze && process.status() == Status::Created) {
             let (what, is) = (format!("container {container}"), process.status().to_string());
@@ -691,7 +707,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub async fn update(self: &Arc<Self>, container: &str, resources: &kata_oci::Resources) -> Result<(), SandboxError> {
+    pub async fn update(
+        self: &Arc<Self>,
+        container: &str,
+        resources: &kata_oci::Resources,
+    ) -> Result<(), SandboxError> {
         self.process(container, "")?;
         let (memory, vcpus) = plan::sizes(resources, self.limits())?;
         {

@@ -75,8 +75,10 @@ pub fn metrics(stats: &pb::StatsContainerResponse) -> Result<Any, Error> {
         .map(|n| {
             let mut s = v1::NetworkStat::new();
             s.name.clone_from(&n.name);
-            (s.rx_bytes, s.rx_packets, s.rx_errors, s.rx_dropped) = (n.rx_bytes, n.rx_packets, n.rx_errors, n.rx_dropped);
-            (s.tx_bytes, s.tx_packets, s.tx_errors, s.tx_dropped) = (n.tx_bytes, n.tx_packets, n.tx_errors, n.tx_dropped);
+            (s.rx_bytes, s.rx_packets, s.rx_errors, s.rx_dropped) =
+                (n.rx_bytes, n.rx_packets, n.rx_errors, n.rx_dropped);
+            (s.tx_bytes, s.tx_packets, s.tx_errors, s.tx_dropped) =
+                (n.tx_bytes, n.tx_packets, n.tx_errors, n.tx_dropped);
             s
         })
         .collect();

@@ -167,9 +167,8 @@ async fn serve(args: &Args) -> Result<(), String> {
     let attachments = Attachments::default();
     let exit = Arc::new(Notify::new());
     let service = TaskService::new(Arc::clone(&sandbox), attachments.clone(), Arc::clone(&exit));
-    let mut server = ttrpc::r#async::Server::new()
-        .add_listener(listener(tasks))
-        .register_service(both_versions(Arc::new(service)));
+    let mut server =
+        ttrpc::r#async::Server::new().add_listener(listener(tasks)).register_service(both_versions(Arc::new(service)));
     server.start().await.map_err(|e| format!("the task service: {e}"))?;
     tokio::spawn(attach::serve(shims, attachments, Arc::clone(&sandbox)));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
@@ -213,9 +212,7 @@ fn listener(socket: UnixListener) -> ttrpc::r#async::transport::Listener {
 }
 
 /// The Task service under both its names: containerd 1.x speaks v2, 2.x v3; the messages are the same.
-fn both_versions(
-    service: Arc<TaskService>,
-) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
+fn both_versions(service: Arc<TaskService>) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
     let mut services = create_task(Arc::clone(&service) as _);
     for (_, s) in create_task(service as _) {
         services.insert("containerd.task.v2.Task".into(), s);

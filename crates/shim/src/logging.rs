@@ -37,7 +37,14 @@ pub fn start(path: Option<&Path>, debug: bool) {
     let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
     let file = path.and_then(|path| {
         // Read and write: a FIFO opened so needs no reader, and its writer gets no SIGPIPE when the reader goes.
-        File::options().read(true).append(true).create(true).mode(0o600).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).ok()
+        File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .ok()
     });
     let builder = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).compact();
     let done = match file {

@@ -60,7 +60,11 @@ pub async fn run(
     }
 }
 
-async fn forward(address: &str, client: &mut Option<EventsClient>, request: &fwd::ForwardRequest) -> Result<(), String> {
+async fn forward(
+    address: &str,
+    client: &mut Option<EventsClient>,
+    request: &fwd::ForwardRequest,
+) -> Result<(), String> {
     let mut last = String::new();
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {

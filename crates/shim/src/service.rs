@@ -32,11 +32,17 @@ impl TaskService {
     }
 
     /// stdio from addresses, or from a shim that has attached; and the pid that stands for the process.
-    fn stdio(&self, ids: (&str, &str), terminal: bool, addresses: &[String; 3]) -> Result<(StdioSpec, i32, Option<Attached>)> {
+    fn stdio(
+        &self,
+        ids: (&str, &str),
+        terminal: bool,
+        addresses: &[String; 3],
+    ) -> Result<(StdioSpec, i32, Option<Attached>)> {
         if addresses[0].starts_with(crate::ATTACHED) {
-            let mut attached = self.attachments.take(ids.0, ids.1).ok_or_else(|| {
-                convert::status(Code::FAILED_PRECONDITION, "no shim has attached for this process")
-            })?;
+            let mut attached = self
+                .attachments
+                .take(ids.0, ids.1)
+                .ok_or_else(|| convert::status(Code::FAILED_PRECONDITION, "no shim has attached for this process"))?;
             let stdio = std::mem::take(&mut attached.stdio);
             let pid = attached.pid;
             return Ok((stdio, pid, Some(attached)));
@@ -170,8 +176,9 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, r: api::ExecProcessRequest) -> Result<api::Empty> {
-        let process: kata_oci::Process = serde_json::from_slice(&r.spec.value)
-            .map_err(|e| convert::status(Code::INVALID_ARGUMENT, format!("the process of exec {} is not valid: {e}", r.exec_id)))?;
+        let process: kata_oci::Process = serde_json::from_slice(&r.spec.value).map_err(|e| {
+            convert::status(Code::INVALID_ARGUMENT, format!("the process of exec {} is not valid: {e}", r.exec_id))
+        })?;
         let addresses = [r.stdin.clone(), r.stdout.clone(), r.stderr.clone()];
         let (stdio, pid, attached) = self.stdio((&r.id, &r.exec_id), r.terminal, &addresses)?;
         let process = kata_oci::Process { terminal: r.terminal, ..process };

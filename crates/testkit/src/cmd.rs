@@ -175,7 +175,9 @@ impl Cmd {
         }
         let stdout = Collector::of(child.stdout.take());
         let stderr = Collector::of(child.stderr.take());
-        Running { shown, begun, deadline: self.deadline, stdin: child.stdin.take(), child: Some(child), stdout, stderr }
+        // Taken out, because waiting for a child closes the input that is still in it.
+        let stdin = child.stdin.take();
+        Running { shown, begun, deadline: self.deadline, stdin, child: Some(child), stdout, stderr }
     }
 }
 

@@ -25,7 +25,9 @@ pub enum IdError {
         len: usize,
     },
     /// A character that is not allowed, or a name that means a directory.
-    #[error("the {kind} id {id:?} is not valid; it may hold letters, digits, '_', '.', '+' and '-', and must not be '.' or '..'")]
+    #[error(
+        "the {kind} id {id:?} is not valid; it may hold letters, digits, '_', '.', '+' and '-', and must not be '.' or '..'"
+    )]
     Invalid {
         /// What the id names.
         kind: &'static str,

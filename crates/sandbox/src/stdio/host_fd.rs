@@ -69,25 +69,20 @@ impl HostFd {
     pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         let done = match self {
             // Readiness first: a FIFO that no writer has opened yet would read as ended.
-            HostFd::Polled(fd) => {
-                loop {
-                    let mut ready = fd.readable().await?;
-                    if let Ok(done) = ready.try_io(|fd| nix::unistd::read(fd.as_fd(), buf).map_err(io::Error::from)) {
-                        break done;
-                    }
+            HostFd::Polled(fd) => loop {
+                let mut ready = fd.readable().await?;
+                if let Ok(done) = ready.try_io(|fd| nix::unistd::read(fd.as_fd(), buf).map_err(io::Error::from)) {
+                    break done;
                 }
-            }
-            HostFd::Socket(fd) => {
-                loop {
-                    let mut ready = fd.readable().await?;
-                    let get = |fd: &AsyncFd<OwnedFd>| {
-                        recv(fd.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
-                    };
-                    if let Ok(done) = ready.try_io(get) {
-                        break done;
-                    }
+            },
+            HostFd::Socket(fd) => loop {
+                let mut ready = fd.readable().await?;
+                let get =
+                    |fd: &AsyncFd<OwnedFd>| recv(fd.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from);
+                if let Ok(done) = ready.try_io(get) {
+                    break done;
                 }
-            }
+            },
             HostFd::Plain(fd) => nix::unistd::read(fd.as_fd(), buf).map_err(io::Error::from),
         };
         match done {

@@ -65,12 +65,7 @@ impl Pumps {
     ///
     /// # Errors
     /// [`StdioError::Agent`] when the connection is over.
-    pub async fn start(
-        opened: Opened,
-        agent: &AgentClient,
-        container: &str,
-        exec: &str,
-    ) -> Result<Pumps, StdioError> {
+    pub async fn start(opened: Opened, agent: &AgentClient, container: &str, exec: &str) -> Result<Pumps, StdioError> {
         let mut pumps = Pumps::default();
         if let Some(from) = opened.stdin {
             let stream = agent.stdio(container, exec, Stdio::In).await?;
