@@ -68,7 +68,7 @@ pub fn uninstall(prefix: &Path) -> Result<()> {
     remove(prefix, MANIFEST)?;
     for path in list.iter().rev().filter(|path| path.ends_with('/')) {
         // One in which somebody else has put something stays.
-        drop(fs::remove_dir(prefix.join(path)));
+        drop(fs::remove_dir(if path == "./" { prefix.to_owned() } else { prefix.join(path) }));
     }
     eprintln!("    removed from {}", prefix.display());
     Ok(())
@@ -158,6 +158,13 @@ mod tests {
         assert!(!prefix.join("bin").exists() && !prefix.join("share/kata-containers").exists());
         assert!(prefix.join("share/a/theirs").exists());
         fs::remove_file(prefix.join("share/a/theirs")).unwrap();
+        fs::remove_dir(prefix.join("share/a")).unwrap();
+        fs::remove_dir(prefix.join("share")).unwrap();
+        // The prefix itself was ours, too.
+        fs::remove_dir(&prefix).unwrap();
+        place(&prefix, &pieces(&dir.0, &["bin/kata"])).unwrap();
+        uninstall(&prefix).unwrap();
+        assert!(!prefix.exists());
         assert!(uninstall(&prefix).unwrap_err().to_string().contains("nothing is installed"));
     }
 

@@ -72,6 +72,14 @@ impl Process {
         lock(&self.pending).take()
     }
 
+    /// Gives an exec that is registered only its terminal's first size; false when there is no such.
+    pub fn resize_pending(&self, rows: u32, columns: u32) -> bool {
+        let mut pending = lock(&self.pending);
+        let Some((process, _)) = pending.as_mut() else { return false };
+        process.console_size = Some(kata_oci::ConsoleSize { height: rows, width: columns });
+        true
+    }
+
     /// Its state.
     pub fn status(&self) -> Status {
         *lock(&self.status)

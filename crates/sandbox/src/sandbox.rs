@@ -748,7 +748,7 @@ impl Sandbox {
     /// [`SandboxError`].
     pub async fn resize(&self, container: &str, exec: &str, rows: u32, columns: u32) -> Result<(), SandboxError> {
         let process = self.process(container, exec)?;
-        if process.status() == Status::Stopped || (!exec.is_empty() && process.status() == Status::Created) {
+        if process.status() == Status::Stopped || process.resize_pending(rows, columns) {
             return Ok(());
         }
         let mut request = pb::TtyWinResizeRequest::new();

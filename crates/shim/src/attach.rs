@@ -21,6 +21,8 @@ use tokio::sync::oneshot;
 
 /// A line longer than this is none of ours.
 const MAX_LINE: usize = 64 << 10;
+/// More lines than this before there is a process are none of ours either.
+const MAX_EARLY: usize = 64;
 
 /// The shim's first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,15 +171,28 @@ async fn connection(stream: UnixStream, attachments: &Attachments, sandbox: &Arc
         return Ok(());
     }
     let mut lines = BufReader::new(reader).lines();
-    // The shim can die before its process is made.
-    let process = tokio::select! {
-        process = bound => process,
-        _ = lines.next_line() => {
-            attachments.take(&key.0, &key.1);
-            return Ok(());
+    let mut early = Vec::new();
+    let mut bound = bound;
+    let process = loop {
+        tokio::select! {
+            process = &mut bound => break process,
+            // The shim may tell its terminal's size before its process is made; or die.
+            line = lines.next_line() => match line {
+                Ok(Some(line)) if early.len() < MAX_EARLY => early.push(line),
+                _ => {
+                    attachments.take(&key.0, &key.1);
+                    return Ok(());
+                }
+            },
         }
     };
-    let Ok(process) = process else { return Ok(()) };
+    let Ok(process) = process else {
+        // Making the process failed, which whoever asked for it is told. Nothing is lost.
+        return send(&mut writer, &FromDaemon::Exit { status: 1, reason: None }).await;
+    };
+    for line in early {
+        obey(&line, sandbox, &key).await;
+    }
     loop {
         tokio::select! {
             exit = process.wait() => {
@@ -189,19 +204,24 @@ async fn connection(stream: UnixStream, attachments: &Attachments, sandbox: &Arc
                     drop(sandbox.kill(&key.0, &key.1, 9, false).await);
                     return Ok(());
                 };
-                let done = match serde_json::from_str(&line) {
-                    Ok(ToDaemon::Signal(signal)) => sandbox.kill(&key.0, &key.1, signal, false).await,
-                    Ok(ToDaemon::Resize([rows, columns])) => sandbox.resize(&key.0, &key.1, rows, columns).await,
-                    Err(err) => {
-                        tracing::warn!("a shim said something unknown: {err}");
-                        Ok(())
-                    }
-                };
-                if let Err(err) = done {
-                    tracing::debug!("a shim's request failed: {err}");
-                }
+                obey(&line, sandbox, &key).await;
             }
         }
+    }
+}
+
+/// Does what a shim's line says.
+async fn obey(line: &str, sandbox: &Arc<Sandbox>, key: &(String, String)) {
+    let done = match serde_json::from_str(line) {
+        Ok(ToDaemon::Signal(signal)) => sandbox.kill(&key.0, &key.1, signal, false).await,
+        Ok(ToDaemon::Resize([rows, columns])) => sandbox.resize(&key.0, &key.1, rows, columns).await,
+        Err(err) => {
+            tracing::warn!("a shim said something unknown: {err}");
+            Ok(())
+        }
+    };
+    if let Err(err) = done {
+        tracing::debug!("a shim's request failed: {err}");
     }
 }
 

@@ -169,7 +169,9 @@ impl Cmd {
         let mut child = self.command.spawn().unwrap_or_else(|e| panic!("cannot start {shown}: {e}"));
         // Ours would keep the ends open that were given away.
         drop(self.command);
-        if let (Some(bytes), Some(mut stdin)) = (feed, child.stdin.take()) {
+        if let Some(bytes) = feed
+            && let Some(mut stdin) = child.stdin.take()
+        {
             // A reader that goes away early is the command's business, and seen in its exit.
             std::thread::spawn(move || drop(stdin.write_all(&bytes)));
         }
