@@ -277,6 +277,8 @@ fn new_terminal(socket: &Path, size: Option<[u32; 2]>) -> Result<Terminal, Strin
     // The kernel tells a change of size to the session whose controlling terminal it is.
     rustix::process::ioctl_tiocsctty(&pty.slave).map_err(|e| fail("the terminal cannot be ours", &e))?;
     drop_stdio();
+    // Whoever started us may wait for the end of its pipes; what must be said is for the one who reads the terminal.
+    nix::unistd::dup2_stderr(&pty.slave).map_err(|e| fail("the terminal cannot be our stderr", &e))?;
     Ok(Terminal { fd: pty.slave, before: None })
 }
 

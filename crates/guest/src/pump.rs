@@ -81,6 +81,8 @@ pub async fn input(to: Arc<FdIo>, mut arrivals: Arrivals, close: Arc<Notify>) {
     'open: loop {
         let Some(stream) = &mut from else {
             tokio::select! {
+                // A stream that is here already comes first: what it holds was sent before the call to close.
+                biased;
                 next = arrivals.recv() => match next {
                     Some(next) => from = Some(next),
                     None => return,

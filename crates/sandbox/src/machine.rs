@@ -12,6 +12,11 @@ use kata_vmm::{AgentAddr, Boot, Device, DeviceError, DeviceId, LaunchError, Reso
 use thiserror::Error;
 use tokio::sync::watch;
 
+/// How long after the agent's channel has closed the exit of whatever closed it may take to be seen.
+const EXIT_WITHIN: Duration = Duration::from_secs(1);
+/// Processes of a machine that end because one of them did, end this soon.
+const TOGETHER: Duration = Duration::from_millis(100);
+
 /// What is needed to boot.
 #[derive(Debug, Clone)]
 pub struct BootSpec {
@@ -151,7 +156,7 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
     let agent = connect(vm.as_mut(), deadline).await?;
     let mut machine = Machine { vm, fs, share, agent, has: Resources { memory, vcpus }, online_vcpus: 1 };
     if let Err(source) = machine.prepare(spec).await {
-        return Err(BootError::Prepare { source, console: machine.vm.console_tail() });
+        return Err(BootError::Prepare { source, console: machine.vm.console().tail() });
     }
     Ok(machine)
 }
@@ -167,7 +172,7 @@ async fn connect(vm: &mut dyn Vm, deadline: Instant) -> Result<AgentClient, Boot
         exit = exited.wait_for(Option::is_some) => {
             let exit = exit.ok().and_then(|e| e.clone());
             let exit = exit.unwrap_or(VmExit { code: None, signal: None, expected: false, stderr_tail: String::new() });
-            return Err(BootError::Died { exit, console: vm.console_tail() });
+            return Err(BootError::Died { exit, console: vm.console().tail() });
         }
     };
     match result {
@@ -178,9 +183,9 @@ async fn connect(vm: &mut dyn Vm, deadline: Instant) -> Result<AgentClient, Boot
             if let Ok(Ok(exit)) = exit
                 && let Some(exit) = exit.clone()
             {
-                return Err(BootError::Died { exit, console: vm.console_tail() });
+                return Err(BootError::Died { exit, console: vm.console().tail() });
             }
-            Err(BootError::Agent { source, console: vm.console_tail() })
+            Err(BootError::Agent { source, console: vm.console().tail() })
         }
     }
 }
@@ -266,21 +271,29 @@ impl Machine {
     /// Resolves to a truthful reason when any part of the machine has ended.
     pub fn death(&self) -> impl Future<Output = String> + Send + 'static {
         let (mut vm, mut fs, mut agent) = (self.vm.exited(), self.fs.exited(), self.agent.closed());
+        let console = self.vm.console();
         async move {
             tokio::select! {
                 () = ended(&mut vm) => {}
                 () = ended(&mut fs) => {}
                 _ = agent.wait_for(|closed| *closed) => {}
             }
-            // Parts go down together; who was first is told by who has an exit, a moment later.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Parts go down together; who was first is told by who has an exit, a moment later. A guest that panics
+            // closes its channel well before its VMM is gone.
+            let any_exit = async { tokio::select! { () = ended(&mut vm) => {} () = ended(&mut fs) => {} } };
+            drop(tokio::time::timeout(EXIT_WITHIN, any_exit).await);
+            tokio::time::sleep(TOGETHER).await;
             let say =
                 |rx: &watch::Receiver<Option<VmExit>>, who: &str| rx.borrow().clone().map(|e| format!("{who} {e}"));
             // The file daemon ends by itself with code 0 when the VMM has gone.
             let fs_failed = fs.borrow().as_ref().is_some_and(|e| e.code != Some(0));
             match (say(&vm, "the virtual machine"), say(&fs, "the file daemon")) {
                 (_, Some(fs)) if fs_failed && vm.borrow().as_ref().is_none_or(|e| e.signal.is_none()) => fs,
-                (Some(vm), _) => vm,
+                // Nobody killed it: the guest ended, and says on its console why.
+                (Some(text), _) if vm.borrow().as_ref().is_some_and(|e| e.signal.is_none()) => {
+                    format!("{text}{}", last_words(&console.tail()))
+                }
+                (Some(text), _) => text,
                 (None, Some(fs)) => fs,
                 (None, None) => "the agent closed its channel".into(),
             }

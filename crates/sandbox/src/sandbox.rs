@@ -765,10 +765,8 @@ impl Sandbox {
     /// [`SandboxError`].
     pub async fn close_stdin(&self, container: &str, exec: &str) -> Result<(), SandboxError> {
         let process = self.process(container, exec)?;
-        if let Some(pumps) = process.pumps() {
-            pumps.close_stdin();
-        }
-        if process.exit().is_some() {
+        // Through the stream, behind what was written to it: a call would overtake that.
+        if process.pumps().is_some_and(|pumps| pumps.close_stdin()) || process.exit().is_some() {
             return Ok(());
         }
         let mut request = pb::CloseStdinRequest::new();

@@ -14,7 +14,7 @@ use containerd_shim_protos::protobuf::Message;
 use kata_sandbox::{Launch, Owner, cleanup_dir, launch, run_dir, run_hooks, task_socket};
 use kata_types::{EXIT_LOST, SandboxId};
 
-use crate::convert;
+use crate::{convert, options};
 
 #[derive(Debug, Default)]
 struct Args {
@@ -103,7 +103,7 @@ fn start(args: &Args, owner: Owner, bundle: PathBuf) -> Result<(), String> {
     let launched = launch(&Launch {
         owner,
         id: args.id.clone(),
-        config: std::env::var_os("KATA_CONF_FILE").map(PathBuf::from),
+        config: options::config_path().or_else(|| std::env::var_os("KATA_CONF_FILE").map(PathBuf::from)),
         debug: args.debug,
         log: log.exists().then_some(log),
         events: std::env::var("TTRPC_ADDRESS").ok().filter(|a| !a.is_empty()),

@@ -6,6 +6,7 @@ mod convert;
 pub mod daemon;
 pub mod door;
 mod logging;
+mod options;
 mod publish;
 mod service;
 

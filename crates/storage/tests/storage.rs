@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     }
     let listing = args.iter().any(|a| a == "--list");
     if !listing && !rustix::process::geteuid().is_root() {
-        println!("  skipped: needs root");
+        println!("SKIP: needs root");
         return ExitCode::SUCCESS;
     }
     if !listing {

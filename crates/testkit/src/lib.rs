@@ -13,6 +13,7 @@ pub mod console;
 pub mod engine;
 pub mod image;
 pub mod leaks;
+pub mod noise;
 pub mod rootfs;
 pub mod runtime;
 pub mod wait;

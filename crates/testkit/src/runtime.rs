@@ -32,6 +32,15 @@ pub fn debian_stage() -> Option<PathBuf> {
     std::env::var_os(STAGE_DEBIAN).map(PathBuf::from)
 }
 
+/// The release of the kernel that this process runs on.
+///
+/// # Panics
+/// Without a /proc.
+pub fn host_kernel() -> String {
+    let path = "/proc/sys/kernel/osrelease";
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}")).trim().to_owned()
+}
+
 /// A private directory for one test, with a short name: unix socket paths end at 107 bytes.
 ///
 /// # Panics

@@ -11,7 +11,7 @@ use kata_vmm::{AgentAddr, LaunchError, VmRecord, VmSpec};
 use crate::command::{self, AGENT_FD, CONSOLE_FD, QMP_FD};
 use crate::qmp::{Qmp, QmpError};
 use crate::uid::UidLock;
-use crate::vm::{Console, QemuVm, SocketFile};
+use crate::vm::{ConsoleReader, QemuVm, SocketFile};
 use crate::{NAME, Qemu, input, uid_dir};
 
 /// Enough for QEMU's devices, and little for one that was taken over.
@@ -38,7 +38,7 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
     let pair = || UnixStream::pair().map_err(os("make a pair of sockets".to_owned()));
     let (qmp, qmp_theirs) = pair()?;
     let (console, console_theirs) = pair()?;
-    let console = Console::read(console).map_err(os("read the console's socket".to_owned()))?;
+    let console = ConsoleReader::start(console).map_err(os("read the console's socket".to_owned()))?;
 
     let mut spawn = Spawn::new(&binary)
         .args(command::arguments(&spec, qemu.machine, qemu.accel(), command::firmware(&binary, qemu.machine)))

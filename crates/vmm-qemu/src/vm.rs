@@ -5,14 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kata_types::Mib;
 use kata_vmm::spawn::Spawned;
 use kata_vmm::{
-    Accel, AgentAddr, ConsoleRing, Device, DeviceError, DeviceId, GuestAddr, ResizeError, Resources, Stop, Vm, VmExit,
+    Accel, AgentAddr, Console, Device, DeviceError, DeviceId, GuestAddr, ResizeError, Resources, Stop, Vm, VmExit,
     VmProcesses, VmRecord, VmSpec,
 };
 use serde_json::{Value, json};
@@ -48,45 +47,38 @@ impl Drop for SocketFile {
     }
 }
 
-/// The guest's console, read into a ring.
+/// Reads the guest's console into a ring.
 #[derive(Debug)]
-pub(crate) struct Console {
-    ring: Arc<Mutex<ConsoleRing>>,
-    reader: tokio::task::JoinHandle<()>,
+pub(crate) struct ConsoleReader {
+    console: Console,
+    task: tokio::task::JoinHandle<()>,
 }
 
-impl Console {
+impl ConsoleReader {
     /// Reads until the other end closes.
-    pub(crate) fn read(stream: UnixStream) -> io::Result<Console> {
+    pub(crate) fn start(stream: UnixStream) -> io::Result<ConsoleReader> {
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream)?;
-        let ring = Arc::new(Mutex::new(ConsoleRing::new()));
-        let into = ring.clone();
-        let reader = tokio::spawn(async move {
+        let console = Console::default();
+        let into = console.clone();
+        let task = tokio::spawn(async move {
             let mut bytes = [0; 4096];
             while stream.readable().await.is_ok() {
                 match stream.try_read(&mut bytes) {
                     Ok(0) => return,
-                    Ok(n) => into
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push_and(&bytes[..n], |line| tracing::debug!(target: "guest_console", "{line}")),
+                    Ok(n) => into.push_and(&bytes[..n], |line| tracing::debug!(target: "guest_console", "{line}")),
                     Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                     Err(_) => return,
                 }
             }
         });
-        Ok(Console { ring, reader })
-    }
-
-    fn tail(&self) -> Vec<String> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner).tail()
+        Ok(ConsoleReader { console, task })
     }
 }
 
-impl Drop for Console {
+impl Drop for ConsoleReader {
     fn drop(&mut self) {
-        self.reader.abort();
+        self.task.abort();
     }
 }
 
@@ -109,7 +101,7 @@ enum Backend {
 pub(crate) struct QemuVm {
     process: Spawned,
     qmp: Qmp,
-    console: Console,
+    console: ConsoleReader,
     agent: AgentAddr,
     record: VmRecord,
     accel: Accel,
@@ -129,7 +121,7 @@ impl QemuVm {
     pub(crate) fn new(
         process: Spawned,
         qmp: Qmp,
-        console: Console,
+        console: ConsoleReader,
         agent: AgentAddr,
         agent_file: SocketFile,
         uid: Option<UidLock>,
@@ -393,8 +385,8 @@ impl Vm for QemuVm {
         self.process.exited()
     }
 
-    fn console_tail(&self) -> Vec<String> {
-        self.console.tail()
+    fn console(&self) -> Console {
+        self.console.console.clone()
     }
 
     async fn attach(&mut self, device: Device) -> Result<GuestAddr, DeviceError> {

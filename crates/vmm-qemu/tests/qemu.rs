@@ -97,7 +97,7 @@ fn boots_and_answers_on_the_agents_port() {
             println!("  {} up {}", shell.ok("uname -r").trim(), shell.ok("cat /proc/uptime").trim());
             // The runtime reads the console only now.
             tokio::time::sleep(Duration::from_millis(200)).await;
-            assert!(vm.console_tail().iter().any(|l| l == "hello from init"), "{:?}", vm.console_tail());
+            assert!(vm.console().tail().iter().any(|l| l == "hello from init"), "{:?}", vm.console().tail());
             assert_eq!(shell.ok("ls /sys/bus/pci/devices | wc -l").trim(), "11", "bridges and one controller");
         },
     );
@@ -152,7 +152,7 @@ fn a_guest_that_panics_is_told_with_its_console() {
         let exit =
             tokio::time::timeout(BOOT, exited.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
         assert!(!exit.expected, "{exit}");
-        let tail = vm.console_tail();
+        let tail = vm.console().tail();
         assert!(tail.iter().any(|l| l == "going to panic"), "{tail:?}");
         assert!(tail.iter().any(|l| l.contains("Kernel panic - not syncing: Attempted to kill init")), "{tail:?}");
     });

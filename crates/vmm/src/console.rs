@@ -1,6 +1,7 @@
 //! The last lines that something printed.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many lines are kept.
 const MAX_LINES: usize = 200;
@@ -16,6 +17,26 @@ pub struct ConsoleRing {
     partial: Vec<u8>,
     /// Whether an ANSI escape sequence is being skipped, and how far it is.
     escape: Escape,
+}
+
+/// A guest's console: a ring that its reader fills, and that outlives the VM for whoever has to say why it ended.
+#[derive(Debug, Clone, Default)]
+pub struct Console(Arc<Mutex<ConsoleRing>>);
+
+impl Console {
+    fn ring(&self) -> MutexGuard<'_, ConsoleRing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`ConsoleRing::push_and`].
+    pub fn push_and(&self, bytes: &[u8], seen: impl FnMut(&str)) {
+        self.ring().push_and(bytes, seen);
+    }
+
+    /// The last lines until now, the oldest first.
+    pub fn tail(&self) -> Vec<String> {
+        self.ring().tail()
+    }
 }
 
 /// Where in an ANSI escape sequence we are.

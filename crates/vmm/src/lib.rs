@@ -14,7 +14,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use console::ConsoleRing;
+pub use console::{Console, ConsoleRing};
 pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
 pub use spec::{
     AgentAddr, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError, Resources, Stop,
@@ -48,8 +48,8 @@ pub trait Vm: Send + Sync {
     /// How the VMM ended; level-triggered, never missed. Clones may be awaited by anyone.
     fn exited(&self) -> watch::Receiver<Option<VmExit>>;
 
-    /// The last lines of the guest's console, for messages about a boot that failed or a guest that died.
-    fn console_tail(&self) -> Vec<String>;
+    /// The guest's console, for messages about a boot that failed or a guest that died.
+    fn console(&self) -> Console;
 
     /// Plugs a device; returns where the guest finds it.
     async fn attach(&mut self, device: Device) -> Result<GuestAddr, DeviceError>;

@@ -52,7 +52,7 @@ fn soon() -> Instant {
 fn root_needed() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("  skipped: needs root");
+        println!("SKIP: needs root");
     }
     root
 }
@@ -282,7 +282,7 @@ fn joins_cgroups() {
         .map(|p| Path::new(p).join(&name))
         .find(|d| std::fs::create_dir(d).is_ok())
     else {
-        println!("  skipped: no cgroup can be made here");
+        println!("SKIP: no cgroup can be made here");
         return;
     };
     block_on(async {

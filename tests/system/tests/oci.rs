@@ -4,17 +4,13 @@ use std::time::Duration;
 
 use kata_testkit::bundle::Bundle;
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::{Runtime, debian_stage, json};
+use kata_testkit::runtime::{Runtime, debian_stage, host_kernel, json};
 use kata_testkit::{skip, wait};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// For what happens at once in a VM that runs, on a slow machine.
 const SOON: Duration = Duration::from_secs(15);
-
-fn host_kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
-}
 
 #[test]
 fn run_is_a_process_in_a_kernel_of_its_own_whose_output_and_exit_code_arrive() {

@@ -7,6 +7,7 @@ use kata_testkit::bundle::Bundle;
 use kata_testkit::console::{ConsoleSocket, Terminal};
 use kata_testkit::image::sha256;
 use kata_testkit::leaks::Guard;
+use kata_testkit::noise::Noise;
 use kata_testkit::runtime::Runtime;
 use serde_json::json;
 
@@ -15,24 +16,11 @@ const SOON: Duration = Duration::from_secs(15);
 /// Until a VM has started.
 const STARTS: Duration = Duration::from_secs(60);
 
-/// So many bytes in which every loss and every swap shows.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let step = |_| {
-        // xorshift64
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..len.div_ceil(8)).flat_map(step).take(len).collect()
-}
-
 #[test]
 fn megabytes_pass_through_pipes_whole_in_both_directions() {
     let _leaks = Guard::new();
     let rt = Runtime::new();
-    let bytes = noise(8 << 20);
+    let bytes = Noise::bytes(8 << 20);
     // The first process: in and out at once.
     let bundle = Bundle::busybox(&rt).args(["cat"]);
     let out = rt.run(&bundle, "pipes").input(bytes.clone()).ok();

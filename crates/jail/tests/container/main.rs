@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         processes::short_lived_agent(rootfs, cgroup);
     }
     if let Err(why) = support::prepare() {
-        eprintln!("skipped: {why}");
+        println!("SKIP: {why}");
         return ExitCode::SUCCESS;
     }
     let words: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
@@ -38,11 +38,11 @@ fn main() -> ExitCode {
         }
         let begin = std::time::Instant::now();
         match support::run_test(name, test) {
-            Outcome::Passed => println!("ok      {name} ({} ms)", begin.elapsed().as_millis()),
-            Outcome::Skipped(why) => println!("skipped {name}: {why}"),
+            Outcome::Passed => println!("test {name} ... ok ({} ms)", begin.elapsed().as_millis()),
+            Outcome::Skipped(why) => println!("SKIP: {why}\ntest {name} ... ok"),
             Outcome::Failed(why) => {
                 failed += 1;
-                println!("FAILED  {name}: {why}");
+                println!("test {name} ... FAILED: {why}");
             }
         }
     }

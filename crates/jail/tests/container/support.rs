@@ -87,7 +87,7 @@ pub fn finish() -> bool {
         remove_cgroups(root);
         clean = left.is_empty();
         if !clean {
-            println!("FAILED  cgroups are left: {left:?}");
+            println!("test no_cgroup_is_left ... FAILED: {left:?}");
         }
     }
     if let Some(base) = BASE.get() {

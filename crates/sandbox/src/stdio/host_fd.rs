@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{MsgFlags, recv, send};
 use tokio::io::unix::AsyncFd;
@@ -87,9 +88,22 @@ impl HostFd {
         };
         match done {
             // The other end of a terminal is gone.
-            Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EIO as i32) => Ok(0),
+            Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => Ok(0),
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(0),
             done => done,
+        }
+    }
+
+    /// Reads what is there already; 0 when that is nothing, or at the end.
+    pub fn read_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let done = match self {
+            HostFd::Polled(fd) => nix::unistd::read(fd.as_fd(), buf),
+            HostFd::Socket(fd) => recv(fd.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT),
+            HostFd::Plain(fd) => nix::unistd::read(fd.as_fd(), buf),
+        };
+        match done {
+            Err(Errno::EAGAIN | Errno::EIO | Errno::ECONNRESET) => Ok(0),
+            done => Ok(done?),
         }
     }
 
@@ -176,6 +190,22 @@ mod tests {
             file.write_all(b"line").await.unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), b"line");
             std::fs::remove_file(&path).unwrap();
+        });
+    }
+
+    #[test]
+    fn what_is_there_already_is_read_without_waiting_for_more() {
+        rt().block_on(async {
+            let (r, w) = nix::unistd::pipe().unwrap();
+            let pipe = HostFd::adopt(r, Way::Read).unwrap();
+            let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+            let socket = HostFd::adopt(b.into(), Way::Read).unwrap();
+            nix::unistd::write(&w, b"abc").unwrap();
+            nix::unistd::write(&a, b"de").unwrap();
+            let mut buf = [0; 8];
+            for (from, len) in [(&pipe, 3), (&pipe, 0), (&socket, 2), (&socket, 0)] {
+                assert_eq!(from.read_now(&mut buf).unwrap(), len);
+            }
         });
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kata_agent_client::{AgentClient, AgentStream};
 use kata_proto::channel::Stdio;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::host_fd::{HostFd, Way};
@@ -20,7 +20,8 @@ const BUFFER: usize = 32 << 10;
 /// The pumps of one process.
 #[derive(Debug, Default)]
 pub struct Pumps {
-    stdin: Option<AbortHandle>,
+    /// Tells the pump of stdin that no more will be written.
+    close_stdin: Option<Arc<Notify>>,
     outputs: Vec<watch::Receiver<bool>>,
     all: Vec<AbortHandle>,
     progress: Arc<AtomicU64>,
@@ -69,8 +70,9 @@ impl Pumps {
         let mut pumps = Pumps::default();
         if let Some(from) = opened.stdin {
             let stream = agent.stdio(container, exec, Stdio::In).await?;
-            let task = tokio::spawn(inward(from, stream));
-            pumps.stdin = Some(task.abort_handle());
+            let close = Arc::new(Notify::new());
+            let task = tokio::spawn(inward(from, stream, Arc::clone(&close)));
+            pumps.close_stdin = Some(close);
             pumps.all.push(task.abort_handle());
         }
         for (to, kind) in [(opened.stdout, Stdio::Out), (opened.stderr, Stdio::Err)] {
@@ -90,12 +92,13 @@ impl Pumps {
         Ok(pumps)
     }
 
-    /// Ends the guest's stdin, also if the host's side is still open.
-    pub fn close_stdin(&self) {
-        if let Some(task) = &self.stdin {
-            // Dropping the stream resets it, which the guest takes for its end.
-            task.abort();
+    /// Ends the guest's stdin after what has been written to it until now, also if the host's side stays open. False
+    /// where there is none.
+    pub fn close_stdin(&self) -> bool {
+        if let Some(close) = &self.close_stdin {
+            close.notify_one();
         }
+        self.close_stdin.is_some()
     }
 
     /// Waits until all output has been passed on.
@@ -134,10 +137,23 @@ impl Drop for Pumps {
     }
 }
 
-async fn inward(from: HostFd, mut to: AgentStream) {
+async fn inward(from: HostFd, mut to: AgentStream, close: Arc<Notify>) {
     let mut buf = vec![0; BUFFER];
+    let mut closing = false;
     loop {
-        match from.read(&mut buf).await {
+        // Once told to close, what is in the pipe still goes through; waiting for more would be waiting for ever.
+        let read = if closing {
+            from.read_now(&mut buf)
+        } else {
+            tokio::select! {
+                read = from.read(&mut buf) => read,
+                () = close.notified() => {
+                    closing = true;
+                    continue;
+                }
+            }
+        };
+        match read {
             Ok(0) => break,
             Ok(n) => {
                 // The process has closed its stdin, or is gone: nobody to write to.

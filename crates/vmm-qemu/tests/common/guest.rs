@@ -44,7 +44,7 @@ impl Guest {
     /// A guest, or none with the reason printed.
     pub fn find() -> Option<Guest> {
         let missing = |what: &str| {
-            println!("  skipped: there is no {what}");
+            println!("SKIP: there is no {what}");
             None
         };
         if !qemu().exists() {
@@ -156,7 +156,7 @@ impl Shell {
                 assert_eq!(said, "ready\n");
                 shell
             }
-            Err(e) => panic!("{e}; {:?}; {:#?}", *vm.exited().borrow(), vm.console_tail()),
+            Err(e) => panic!("{e}; {:?}; {:#?}", *vm.exited().borrow(), vm.console().tail()),
         }
     }
 
