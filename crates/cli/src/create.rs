@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use kata_oci::Spec;
-use kata_sandbox::{Launch, cleanup_dir, launch};
+use kata_sandbox::{Launch, cleanup, launch};
 
 use crate::args::CreateArgs;
 use crate::client::Daemon;
@@ -122,7 +122,7 @@ async fn undo(global: &Global, id: &str, daemon: Option<Daemon>) {
         verbs::wait_gone(&run_dir).await;
     }
     if run_dir.exists()
-        && let Err(err) = cleanup_dir(&run_dir)
+        && let Err(err) = cleanup(&run_dir, None)
     {
         eprintln!("kata-runtime: {err}");
     }

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use kata_sandbox::{HostCgroup, StateFile, attach_socket};
 use kata_shim::{AttachHello, AttachReply, FromDaemon, ToDaemon};
@@ -26,6 +27,9 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::termios::Winsize;
 use serde::{Deserialize, Serialize};
+
+/// How long the shims of execs may take to tell their exit, once the first process has ended.
+const OTHERS_FINISH_WITHIN: Duration = Duration::from_millis(300);
 
 /// The environment variable that makes the program this one; its argv is the guest's.
 pub const ENV: &str = "KATA_SHIM_ARGS";
@@ -87,6 +91,9 @@ pub fn main(_args: Vec<OsString>) -> ExitCode {
     drop(ready);
     let status = stand(daemon, terminal.as_ref(), &signals);
     drop(terminal);
+    if args.first.is_none() {
+        let_others_finish();
+    }
     ExitCode::from(u8::try_from(status & 0xff).unwrap_or(u8::MAX))
 }
 
@@ -140,6 +147,22 @@ fn enter_namespaces(args: &ShimArgs, ready: &mut std::fs::File) -> Result<Clone,
             }
             Ok(Clone::Child)
         }
+    }
+}
+
+/// The shims of execs have ended with us, or are about to: the first process of a pid namespace takes all others along,
+/// also before they have told their exit.
+fn let_others_finish() {
+    let deadline = Instant::now() + OTHERS_FINISH_WITHIN;
+    let me = std::process::id();
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| *pid != me);
+    for pid in pids.filter_map(|pid: u32| rustix::process::Pid::from_raw(pid.cast_signed())) {
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { continue };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // One that does not end in time is killed with our end, as it was before.
+        let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
     }
 }
 

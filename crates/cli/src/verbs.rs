@@ -1,10 +1,12 @@
 //! The short verbs.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use kata_oci::Hook;
 use kata_oci::{State, Status};
-use kata_sandbox::{StateFile, cleanup_dir, run_hooks};
+use kata_sandbox::{StateFile, cleanup, run_hooks};
 
 use crate::args::Format;
 use crate::client::{Daemon, Failure};
@@ -87,15 +89,15 @@ pub async fn kill(store: &Store, id: &str, signal: &str, all: bool) -> Result<u8
 
 /// `delete`. Works from the state file alone when the daemon is gone.
 pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError> {
-    match store.get(id) {
-        Ok(_) => {}
+    let entry = match store.get(id) {
+        Ok(entry) => entry,
         Err(CliError::NotFound { .. }) if force => {
             // A crash may have left the sandbox without its entry.
-            cleanup_dir(&store.run_dir(id))?;
+            cleanup(&store.run_dir(id), None)?;
             return Ok(0);
         }
         Err(err) => return Err(err),
-    }
+    };
     let run_dir = store.run_dir(id);
     let mut hooks_ran = false;
     if let Some(daemon) = Daemon::connect(&run_dir).await {
@@ -110,9 +112,21 @@ pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError
             wait_gone(&run_dir).await;
         }
     }
-    let left = if run_dir.exists() { cleanup_dir(&run_dir)? } else { None };
-    if let (false, Some(state)) = (hooks_ran, left) {
-        poststop(store, id, &state).await;
+    if run_dir.exists() {
+        // What the state file does not tell, the bundle may.
+        let spec = kata_oci::load_spec(&entry.bundle).unwrap_or_default();
+        let remains = cleanup(&run_dir, spec.linux.as_ref().map(|l| l.cgroups_path.as_str()))?;
+        if let Some(err) = remains.damaged {
+            eprintln!("kata-runtime: {err}");
+        }
+        if !hooks_ran {
+            let record = remains.state.and_then(|mut state| state.containers.remove(id));
+            let (hooks, annotations) = match record {
+                Some(record) => (record.poststop, record.annotations),
+                None => (spec.hooks.map(|h| h.poststop).unwrap_or_default(), spec.annotations),
+            };
+            poststop(id, &entry.bundle, &hooks, annotations).await;
+        }
     }
     store.remove(id)?;
     Ok(0)
@@ -156,18 +170,16 @@ pub async fn wait_gone(run_dir: &Path) {
     }
 }
 
-async fn poststop(store: &Store, id: &str, file: &StateFile) {
-    let Some(record) = file.containers.get(id) else { return };
-    let bundle = store.get(id).map(|e| e.bundle).unwrap_or_default();
+async fn poststop(id: &str, bundle: &Path, hooks: &[Hook], annotations: BTreeMap<String, String>) {
     let state = State {
         oci_version: kata_oci::OCI_VERSION.into(),
         id: id.to_owned(),
         status: Status::Stopped,
         pid: 0,
         bundle: bundle.to_string_lossy().into_owned(),
-        annotations: record.annotations.clone(),
+        annotations,
     };
-    for hook in &record.poststop {
+    for hook in hooks {
         if let Err(err) = run_hooks("poststop", std::slice::from_ref(hook), &state).await {
             eprintln!("kata-runtime: {err}");
         }

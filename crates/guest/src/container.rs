@@ -276,8 +276,7 @@ impl Container {
     /// kills it.
     pub fn signal(&self, exec: &str, signal: u32) -> Result<(), Failure> {
         let process = self.process(exec)?;
-        let mut number =
-            i32::try_from(signal).map_err(|_| Failure::Invalid(format!("{signal} is not a signal")))?;
+        let mut number = i32::try_from(signal).map_err(|_| Failure::Invalid(format!("{signal} is not a signal")))?;
         let is_init = Arc::ptr_eq(&process, &self.init);
         let ends = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
         if is_init && !self.started.load(Ordering::Relaxed) && ends.contains(&number) {
@@ -285,9 +284,7 @@ impl Container {
         }
         process.signal(number).map_err(|e| match e.raw_os_error() {
             Some(libc::ESRCH) if is_init => Failure::NotFound(format!("container {} is not running", self.id)),
-            Some(libc::ESRCH) => {
-                Failure::NotFound(format!("process {exec} of container {} has ended", self.id))
-            }
+            Some(libc::ESRCH) => Failure::NotFound(format!("process {exec} of container {} has ended", self.id)),
             Some(libc::EINVAL) => Failure::Invalid(format!("{signal} is not a signal")),
             _ => Failure::io(format_args!("cannot signal container {}", self.id), &e),
         })

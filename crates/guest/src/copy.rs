@@ -51,9 +51,7 @@ pub fn copy(request: &CopyFileRequest) -> Result<(), CopyError> {
 
 fn copy_below(base: &Path, request: &CopyFileRequest) -> Result<(), CopyError> {
     let invalid = |what: &str| CopyError::Invalid { path: request.path.clone(), what: what.to_owned() };
-    let step = |step| {
-        move |e: Errno| CopyError::Step { path: request.path.clone(), step, source: e.into() }
-    };
+    let step = |step| move |e: Errno| CopyError::Step { path: request.path.clone(), step, source: e.into() };
     let relative = Path::new(&request.path)
         .strip_prefix(base)
         .map_err(|_| invalid(&format!("only paths below {} are allowed", base.display())))?;

@@ -16,12 +16,7 @@ pub struct Container(kata_jail::Container);
 
 impl Container {
     /// Makes the container; its first process waits for [`Container::start`].
-    pub fn create(
-        id: &str,
-        spec: &oci::Spec,
-        rootfs: &Path,
-        io: ProcessIo,
-    ) -> Result<(Container, Child), EngineError> {
+    pub fn create(id: &str, spec: &oci::Spec, rootfs: &Path, io: ProcessIo) -> Result<(Container, Child), EngineError> {
         let (container, child) = kata_jail::Container::create(id, spec, rootfs, io)?;
         Ok((Container(container), child))
     }

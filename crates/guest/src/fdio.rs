@@ -24,8 +24,11 @@ pub enum Kind {
 ///
 /// # Errors
 /// When the kind of file cannot be polled.
-#[expect(deprecated, reason = "unsound only for types whose descriptor may change; an OwnedFd's does not, and the \
-                               replacement is unsafe")]
+#[expect(
+    deprecated,
+    reason = "unsound only for types whose descriptor may change; an OwnedFd's does not, and the \
+                               replacement is unsafe"
+)]
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, interest)
 }

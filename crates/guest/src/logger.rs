@@ -175,6 +175,9 @@ mod tests {
 
     #[test]
     fn a_line_is_one_json_object() {
-        assert_eq!(line("info", "kata", "a \"b\"\n"), "{\"level\":\"info\",\"target\":\"kata\",\"msg\":\"a \\\"b\\\"\\n\"}\n");
+        assert_eq!(
+            line("info", "kata", "a \"b\"\n"),
+            "{\"level\":\"info\",\"target\":\"kata\",\"msg\":\"a \\\"b\\\"\\n\"}\n"
+        );
     }
 }

@@ -152,7 +152,6 @@ fn kills(text: &str) -> u64 {
     text.lines().find_map(|l| l.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

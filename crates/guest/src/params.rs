@@ -51,7 +51,9 @@ impl Params {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
-            "log" => self.log = value.parse().map_err(|_| "no such level; error, warn, info, debug, trace".to_owned())?,
+            "log" => {
+                self.log = value.parse().map_err(|_| "no such level; error, warn, info, debug, trace".to_owned())?
+            }
             "hotplug_timeout" => {
                 let secs = value.trim_end_matches('s').parse().map_err(|_| "not a number of seconds".to_owned())?;
                 self.hotplug_timeout = Duration::from_secs(secs);

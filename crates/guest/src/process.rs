@@ -117,9 +117,8 @@ impl Process {
     /// [`Failure::Internal`] when its descriptors cannot be watched.
     pub fn new(child: Child, exit: Exit, wanted: Wanted, mine: Pipes, ends: Ends) -> Result<Self, Failure> {
         let io = |e: std::io::Error| Failure::io("cannot watch a process's stdio", &e);
-        let watched = |fd: Option<OwnedFd>, kind| {
-            fd.map(|fd| FdIo::new(fd, kind).map(Arc::new)).transpose().map_err(io)
-        };
+        let watched =
+            |fd: Option<OwnedFd>, kind| fd.map(|fd| FdIo::new(fd, kind).map(Arc::new)).transpose().map_err(io);
         let terminal = watched(child.terminal, Kind::Terminal)?;
         let (stdin, stdout, stderr) = match &terminal {
             Some(t) => (Some(t.clone()), Some(t.clone()), None),
@@ -199,8 +198,7 @@ impl Process {
             return Err(Failure::State("the process has no terminal".into()));
         };
         let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-        let size =
-            rustix::termios::Winsize { ws_row: clamp(rows), ws_col: clamp(columns), ws_xpixel: 0, ws_ypixel: 0 };
+        let size = rustix::termios::Winsize { ws_row: clamp(rows), ws_col: clamp(columns), ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(terminal.as_fd(), size)
             .map_err(|e| Failure::io("cannot set the terminal's size", &e.into()))
     }

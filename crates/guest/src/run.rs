@@ -151,10 +151,9 @@ async fn machine(dispatcher: &Dispatcher, hotplug: Duration) -> Result<Infallibl
     let has_vsock = vsock.is_some();
     let by_vsock = async {
         match vsock {
-            Some(listeners) => listeners
-                .serve(dispatcher)
-                .await
-                .map_err(|source| AgentError::Channel { what: "vsock", source }),
+            Some(listeners) => {
+                listeners.serve(dispatcher).await.map_err(|source| AgentError::Channel { what: "vsock", source })
+            }
             None => std::future::pending().await,
         }
     };

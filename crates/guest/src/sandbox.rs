@@ -108,8 +108,7 @@ impl Guest {
         }
         if let Some(there) = sandbox.take() {
             let storages = self.storages.clone();
-            let released =
-                blocking(move || storages.release(&there.storages).map_err(|e| Failure::internal(&e))).await;
+            let released = blocking(move || storages.release(&there.storages).map_err(|e| Failure::internal(&e))).await;
             result = result.and(released);
         }
         if self.owns_machine {

@@ -129,10 +129,9 @@ impl AgentService for Agent {
         let limit = std::time::Duration::from_secs(r.timeout.into());
         match tokio::time::timeout(limit, work).await {
             Ok(result) => done(result),
-            Err(_) => done(Err(Failure::State(format!(
-                "container {id} is still being removed after {} s",
-                limit.as_secs()
-            )))),
+            Err(_) => {
+                done(Err(Failure::State(format!("container {id} is still being removed after {} s", limit.as_secs()))))
+            }
         }
     }
 

@@ -171,8 +171,7 @@ impl Storages {
     }
 
     fn add(&self, storage: &Storage) -> Result<PathBuf, StorageError> {
-        let invalid =
-            |what: String| StorageError::Invalid { mount_point: storage.mount_point.clone(), what };
+        let invalid = |what: String| StorageError::Invalid { mount_point: storage.mount_point.clone(), what };
         let point = PathBuf::from(&storage.mount_point);
         let plain = |c| !matches!(c, std::path::Component::ParentDir);
         if !point.is_absolute() || point == Path::new("/") || !point.components().all(plain) {

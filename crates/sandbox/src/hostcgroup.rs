@@ -3,8 +3,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use thiserror::Error;
+
+/// How long dying processes may keep a cgroup from being removed.
+const EMPTY_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why the cgroup could not be made.
 #[derive(Debug, Error)]
@@ -42,17 +47,27 @@ impl HostCgroup {
         let mut dirs = Vec::new();
         for h in hierarchies(&mounts) {
             let dir = h.mount.join(&relative);
-            match std::fs::create_dir_all(&dir) {
-                Ok(()) => {}
+            let made = match std::fs::create_dir_all(&dir) {
+                Ok(()) if h.cpuset => inherit_cpuset(&h.mount, &relative),
+                Ok(()) => Ok(()),
                 Err(e) if is_denied(&e) => continue,
-                Err(source) => return Err(CgroupError::Io { what: "make", path: dir, source }),
-            }
-            if h.cpuset {
-                inherit_cpuset(&h.mount, &relative)?;
-            }
+                Err(source) => Err(CgroupError::Io { what: "make", path: dir.clone(), source }),
+            };
             dirs.push(dir);
+            if let Err(err) = made {
+                HostCgroup { dirs }.remove();
+                return Err(err);
+            }
         }
         Ok(HostCgroup { dirs })
+    }
+
+    /// Those directories of the cgroup that are there; for what has to be removed without having been made by us.
+    pub fn find(cgroups_path: &str) -> HostCgroup {
+        let Ok(Some(relative)) = relative(cgroups_path) else { return HostCgroup::default() };
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let dirs = hierarchies(&mounts).into_iter().map(|h| h.mount.join(&relative));
+        HostCgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect() }
     }
 
     /// Moves a process into it.
@@ -72,17 +87,18 @@ impl HostCgroup {
 
     /// Removes it; what is already gone is fine. Waits a moment for processes that are just dying.
     pub fn remove(&self) {
+        let deadline = Instant::now() + EMPTY_WITHIN;
         for dir in &self.dirs {
-            for _ in 0..50 {
-                match std::fs::remove_dir(dir) {
-                    Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EBUSY as i32) => {
-                        std::thread::sleep(std::time::Duration::from_millis(10));
+            while let Err(e) = std::fs::remove_dir(dir) {
+                match e.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ENOENT) => break,
+                    Some(Errno::EBUSY) if Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(5));
                     }
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    _ => {
                         tracing::warn!("cannot remove the cgroup {}: {e}", dir.display());
                         break;
                     }
-                    _ => break,
                 }
             }
         }

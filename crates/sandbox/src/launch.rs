@@ -96,7 +96,7 @@ pub fn launch(l: &Launch) -> Result<(PathBuf, i32), LaunchError> {
     }
     let served = spawn(l, &run_dir);
     if served.is_err()
-        && let Err(err) = crate::cleanup_dir(&run_dir)
+        && let Err(err) = crate::cleanup(&run_dir, None)
     {
         tracing::warn!("{err}");
     }

@@ -17,7 +17,7 @@ mod sandbox;
 mod state;
 mod stdio;
 
-pub use cleanup::{CleanupError, cleanup, cleanup_dir};
+pub use cleanup::{CleanupError, Remains, cleanup};
 pub use error::SandboxError;
 pub use events::{Event, Events};
 pub use hooks::{HookError, run as run_hooks};

@@ -17,6 +17,9 @@ const EXIT_WITHIN: Duration = Duration::from_secs(1);
 /// Processes of a machine that end because one of them did, end this soon.
 const TOGETHER: Duration = Duration::from_millis(100);
 
+/// How soon a VMM's exit is seen after its connections have broken.
+const EXIT_SEEN_WITHIN: Duration = Duration::from_millis(300);
+
 /// What is needed to boot.
 #[derive(Debug, Clone)]
 pub struct BootSpec {
@@ -91,13 +94,21 @@ pub(crate) fn chain(err: &dyn std::error::Error) -> String {
     text
 }
 
+/// How many lines of a console are shown.
+const LAST_WORDS: usize = 12;
+
+/// The end of a console; of a kernel's panic its beginning, because a long trace follows it.
 fn last_words(lines: &[String]) -> String {
     if lines.is_empty() {
         return "; its console said nothing".into();
     }
-    let from = lines.len().saturating_sub(12);
+    let end = lines.len().saturating_sub(LAST_WORDS);
+    let from = match lines.iter().rposition(|line| line.contains("Kernel panic")) {
+        Some(panic) => end.min(panic.saturating_sub(LAST_WORDS / 3)),
+        None => end,
+    };
     let mut text = String::from("; its console's last lines:");
-    for line in &lines[from..] {
+    for line in lines[from..].iter().take(LAST_WORDS) {
         text.push_str("\n  ");
         text.push_str(line);
     }
@@ -155,10 +166,24 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
     vm.attach(device).await?;
     let agent = connect(vm.as_mut(), deadline).await?;
     let mut machine = Machine { vm, fs, share, agent, has: Resources { memory, vcpus }, online_vcpus: 1 };
-    if let Err(source) = machine.prepare(spec).await {
-        return Err(BootError::Prepare { source, console: machine.vm.console().tail() });
+    match machine.prepare(spec).await {
+        Ok(()) => Ok(machine),
+        Err(source) => {
+            let console = machine.vm.console();
+            Err(match exit_of(machine.vm.as_ref()).await {
+                Some(exit) => BootError::Died { exit, console: console.tail() },
+                None => BootError::Prepare { source, console: console.tail() },
+            })
+        }
     }
-    Ok(machine)
+}
+
+/// The exit of a VMM that has just died, if it has: a connection that breaks is often the first sign of it, and the
+/// exit says more.
+async fn exit_of(vm: &dyn Vm) -> Option<VmExit> {
+    let mut exited = vm.exited();
+    let exit = tokio::time::timeout(EXIT_SEEN_WITHIN, exited.wait_for(Option::is_some)).await;
+    exit.ok().and_then(Result::ok).and_then(|exit| exit.clone())
 }
 
 async fn connect(vm: &mut dyn Vm, deadline: Instant) -> Result<AgentClient, BootError> {
@@ -177,16 +202,10 @@ async fn connect(vm: &mut dyn Vm, deadline: Instant) -> Result<AgentClient, Boot
     };
     match result {
         Ok(client) => Ok(client),
-        Err(source) => {
-            // A closed socket is often the first sign of a VMM that has just died: its exit says more.
-            let exit = tokio::time::timeout(Duration::from_millis(300), exited.wait_for(Option::is_some)).await;
-            if let Ok(Ok(exit)) = exit
-                && let Some(exit) = exit.clone()
-            {
-                return Err(BootError::Died { exit, console: vm.console().tail() });
-            }
-            Err(BootError::Agent { source, console: vm.console().tail() })
-        }
+        Err(source) => match exit_of(vm).await {
+            Some(exit) => Err(BootError::Died { exit, console: vm.console().tail() }),
+            None => Err(BootError::Agent { source, console: vm.console().tail() }),
+        },
     }
 }
 
@@ -280,7 +299,9 @@ impl Machine {
             }
             // Parts go down together; who was first is told by who has an exit, a moment later. A guest that panics
             // closes its channel well before its VMM is gone.
-            let any_exit = async { tokio::select! { () = ended(&mut vm) => {} () = ended(&mut fs) => {} } };
+            let any_exit = async {
+                tokio::select! { () = ended(&mut vm) => {} () = ended(&mut fs) => {} }
+            };
             drop(tokio::time::timeout(EXIT_WITHIN, any_exit).await);
             tokio::time::sleep(TOGETHER).await;
             let say =
@@ -320,4 +341,22 @@ fn kernel_module(text: &str) -> pb::KernelModule {
     module.name = words.next().unwrap_or_default();
     module.parameters = words.collect();
     module
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_shown_from_its_beginning_and_anything_else_to_its_end() {
+        let lines = |n: usize| (0..n).map(|n| format!("line {n}")).collect::<Vec<_>>();
+        let text = last_words(&lines(50));
+        assert!(text.ends_with("line 49") && !text.contains("line 37") && text.lines().count() == LAST_WORDS + 1);
+        let mut panicked = lines(20);
+        panicked.push("Kernel panic - not syncing: no init".into());
+        panicked.extend(lines(40));
+        let text = last_words(&panicked);
+        assert!(text.contains("Kernel panic") && text.contains("line 19") && text.lines().count() == LAST_WORDS + 1);
+        assert_eq!(last_words(&[]), "; its console said nothing");
+    }
 }

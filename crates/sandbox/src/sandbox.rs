@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kata_agent_client::AgentClient;
 use kata_config::Config;
@@ -26,6 +27,9 @@ use crate::{convert, guest_log, hooks};
 
 /// How long output that nobody reads holds up a deletion.
 const OUTPUT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long a killed VMM may take to go.
+const KILLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What a sandbox is made with.
 pub struct Options {
@@ -148,13 +152,17 @@ impl Sandbox {
                 None => Ok(machine),
             },
             MachineState::Failed(text) => Err(SandboxError::Boot(text.clone())),
-            MachineState::Cold | MachineState::Gone => Err(SandboxError::Dead("it has been shut down".into())),
+            MachineState::Cold | MachineState::Gone => {
+                let reason = self.death.borrow().clone();
+                Err(SandboxError::Dead(reason.unwrap_or_else(|| "it has been shut down".into())))
+            }
         }
     }
 
     fn booted(self: &Arc<Self>, machine: &Machine) -> Result<(), SandboxError> {
         self.agent.send_replace(Some(machine.agent.clone()));
         let (vm, fs) = machine.record();
+        let vmm = (vm.pid, vm.start_time);
         self.save(|s| {
             s.vm = Some(vm);
             s.fs = ProcessRecord::of(fs);
@@ -163,12 +171,15 @@ impl Sandbox {
         let me = Arc::downgrade(self);
         tokio::spawn(async move {
             let reason = death.await;
-            if let Some(me) = me.upgrade()
-                && me.death.borrow().is_none()
-            {
-                tracing::error!("the sandbox is gone: {reason}");
-                me.death.send_replace(Some(reason));
+            let Some(me) = me.upgrade().filter(|me| me.death.borrow().is_none()) else { return };
+            tracing::error!("the sandbox is gone: {reason}");
+            me.death.send_replace(Some(reason));
+            // What is told as dead must not go on. The VMM first, and not through the machine: whoever holds that may
+            // be waiting for an answer of the guest's that will never come.
+            if let Err(err) = kata_vmm::spawn::kill_recorded(vmm.0, vmm.1, Instant::now() + KILLED_WITHIN) {
+                tracing::error!("the VMM {} does not die: {err}", vmm.0);
             }
+            me.stop_machine(&mut *me.machine.lock().await).await;
         });
         tokio::spawn(guest_log::follow(machine.agent.clone()));
         tokio::spawn(follow_oom(machine.agent.clone(), self.options.events.clone()));

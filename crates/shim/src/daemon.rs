@@ -132,8 +132,6 @@ async fn serve(args: &Args) -> Result<(), String> {
         (None, None) => return Err("--namespace or --root is needed".into()),
     };
     let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
-    let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
-    let cgroup = HostCgroup::make(cgroups_path).map_err(|e| e.to_string())?;
     let q = &config.hypervisor.qemu;
     let vmm = Qemu::new(QemuConfig {
         binary: q.path.clone(),
@@ -150,16 +148,22 @@ async fn serve(args: &Args) -> Result<(), String> {
     let tasks = UnixListener::bind(task_socket(&args.run_dir)).map_err(|e| format!("the task socket: {e}"))?;
     let shims = UnixListener::bind(attach_socket(&args.run_dir)).map_err(|e| format!("the attach socket: {e}"))?;
     let (events, received) = mpsc::unbounded_channel();
+    // Last: from here on the sandbox's state file tells of it.
+    let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
+    let cgroup = HostCgroup::make(cgroups_path).map_err(|e| e.to_string())?;
     let sandbox = Sandbox::start(Options {
         id: SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?,
         run_dir: args.run_dir.clone(),
         config,
         vmm: Arc::new(vmm),
-        cgroup,
+        cgroup: cgroup.clone(),
         hostname: spec.hostname.clone(),
         events,
     })
-    .map_err(|e| e.to_string())?;
+    .map_err(|e| {
+        cgroup.remove();
+        e.to_string()
+    })?;
     let namespace = args.namespace.clone().unwrap_or_default();
     let (stop, stopped) = oneshot::channel();
     let publisher = tokio::spawn(publish::run(namespace, args.events.clone(), received, stopped));
@@ -189,8 +193,8 @@ async fn serve(args: &Args) -> Result<(), String> {
     // The publisher may have ended; then there is nothing to stop.
     let _ = stop.send(());
     drop(tokio::time::timeout(Duration::from_secs(2), publisher).await);
-    if let Err(err) = std::fs::remove_dir_all(&args.run_dir) {
-        tracing::warn!("cannot remove {}: {err}", args.run_dir.display());
+    if let Err(err) = kata_storage::remove_run_dir(&args.run_dir) {
+        tracing::warn!("{err}");
     }
     Ok(())
 }

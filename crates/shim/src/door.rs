@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
-use kata_sandbox::{Launch, Owner, cleanup_dir, launch, run_dir, run_hooks, task_socket};
+use kata_sandbox::{Launch, Owner, cleanup, launch, run_dir, run_hooks, task_socket};
 use kata_types::{EXIT_LOST, SandboxId};
 
 use crate::{convert, options};
@@ -119,8 +119,13 @@ fn start(args: &Args, owner: Owner, bundle: PathBuf) -> Result<(), String> {
 
 fn delete(args: &Args, owner: &Owner, bundle: &std::path::Path) -> Result<(), String> {
     let dir = run_dir(owner, &args.id);
-    let state = cleanup_dir(&dir).map_err(|e| e.to_string())?;
-    let record = state.and_then(|s| s.containers.get(&args.id).cloned());
+    let spec = kata_oci::load_spec(bundle).ok();
+    let cgroups_path = spec.as_ref().and_then(|s| s.linux.as_ref()).map(|l| l.cgroups_path.as_str());
+    let remains = cleanup(&dir, cgroups_path).map_err(|e| e.to_string())?;
+    if let Some(err) = remains.damaged {
+        eprintln!("containerd-shim-kata-v2: {err}");
+    }
+    let record = remains.state.and_then(|mut s| s.containers.remove(&args.id));
     let mut response = DeleteResponse::new();
     response.exit_status = record.as_ref().and_then(|r| r.exit_status).unwrap_or(EXIT_LOST).cast_unsigned();
     response.exited_at = convert::timestamp(SystemTime::now());

@@ -11,4 +11,4 @@ mod share;
 pub mod virtiofsd;
 
 pub use daemon::{FsDaemon, FsDaemonError};
-pub use share::{RootfsMount, Share, ShareError};
+pub use share::{RootfsMount, Share, ShareError, remove_run_dir};

@@ -215,6 +215,27 @@ impl Share {
     }
 }
 
+/// Removes a sandbox's run directory with what an earlier process left in it. What is mounted in it is the user's: as
+/// long as anything is, nothing is removed.
+///
+/// # Errors
+/// [`ShareError::Os`] with what could not be removed.
+pub fn remove_run_dir(run_dir: &Path) -> Result<(), ShareError> {
+    Share::cleanup(run_dir)?;
+    let dir = match fs::canonicalize(run_dir) {
+        Ok(dir) => dir,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(os("find", run_dir)(e)),
+    };
+    if let Some(mount) = mounts_below(&dir).map_err(os("list the mounts below", &dir))?.first() {
+        return Err(os("remove what is still mounted", mount)(io::ErrorKind::ResourceBusy.into()));
+    }
+    match fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(os("remove", &dir)(e)),
+        _ => Ok(()),
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         if !self.removed

@@ -197,7 +197,8 @@ struct Collected {
 
 impl Collector {
     fn of<R: Read + Send + 'static>(source: Option<R>) -> Collector {
-        let shared = Arc::new((Mutex::new(Collected { ended: source.is_none(), ..Collected::default() }), Condvar::new()));
+        let shared =
+            Arc::new((Mutex::new(Collected { ended: source.is_none(), ..Collected::default() }), Condvar::new()));
         let reader = source.map(|mut source| {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || {
@@ -443,14 +444,20 @@ impl Output {
 
     /// Everything about it, for a failure's message.
     pub fn report(&self) -> String {
-        let mut text = format!("{}\nended with {} after {:.1} s", self.command, self.outcome(), self.took.as_secs_f32());
+        let mut text =
+            format!("{}\nended with {} after {:.1} s", self.command, self.outcome(), self.took.as_secs_f32());
         if !self.ended {
             text.push_str(" (its output is still open)");
         }
         for (name, bytes) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
             let start = bytes.len().saturating_sub(SHOWN);
             // Writing to a String cannot fail.
-            let _ = write!(text, "\n{name} ({} bytes): {}", bytes.len(), String::from_utf8_lossy(&bytes[start..]).trim_end());
+            let _ = write!(
+                text,
+                "\n{name} ({} bytes): {}",
+                bytes.len(),
+                String::from_utf8_lossy(&bytes[start..]).trim_end()
+            );
         }
         text
     }

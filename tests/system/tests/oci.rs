@@ -57,7 +57,8 @@ fn a_container_lives_through_every_verb() {
 
     // Created: it stands in `state`, its stand-in's pid in the file, and nothing of its own has run.
     let state = rt.state("life");
-    let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().expect("a pid, and no line end, as runc does it");
+    let pid: i32 =
+        std::fs::read_to_string(&pid_file).unwrap().parse().expect("a pid, and no line end, as runc does it");
     assert_eq!(state["status"], "created");
     assert_eq!(state["pid"], pid);
     assert_eq!(state["id"], "life");
@@ -176,7 +177,19 @@ fn measured_and_limited(rt: &Runtime) {
     assert!(data["cpu"]["usage"]["total"].as_u64().unwrap() > 0, "{stats}");
     assert!(data["pids"]["current"].as_u64().unwrap() >= 2, "{stats}");
 
-    rt.cmd(["update", "--memory", "48m", "--pids-limit", "77", "--cpu-quota", "50000", "--cpu-period", "100000", "life"]).ok();
+    rt.cmd([
+        "update",
+        "--memory",
+        "48m",
+        "--pids-limit",
+        "77",
+        "--cpu-quota",
+        "50000",
+        "--cpu-period",
+        "100000",
+        "life",
+    ])
+    .ok();
     let read = |file: &str| rt.exec("life", &format!("cat /sys/fs/cgroup/{file}")).ok().out();
     assert_eq!(read("memory.max"), (48 << 20).to_string());
     assert_eq!(read("pids.max"), "77");

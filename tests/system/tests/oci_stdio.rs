@@ -39,7 +39,8 @@ fn megabytes_pass_through_pipes_whole_in_both_directions() {
     // Without input it ends at once instead of waiting.
     assert_eq!(rt.exec("piped", "wc -c").ok().out(), "0");
     // Input that goes on while the process lives, and one that is closed by it.
-    let mut talk = rt.cmd(["exec", "piped", "sh", "-c", "read a; echo got $a; read b; echo then $b"]).held_input().start();
+    let mut talk =
+        rt.cmd(["exec", "piped", "sh", "-c", "read a; echo got $a; read b; echo then $b"]).held_input().start();
     let mut stdin = talk.stdin();
     stdin.write_all(b"one\n").unwrap();
     talk.says("got one");
@@ -73,7 +74,8 @@ fn a_terminal_is_handed_over_has_its_size_and_follows_its_changes() {
              trap 'echo now $(stty size)' WINCH; trap 'go=1; echo interrupted' INT; echo ready; \
              while [ -z $go ]; do sleep 0.1; done; wc -l; exit 21");
     let socket = ConsoleSocket::bind(&rt.file("console.sock"));
-    let create = rt.cmd(["create", "--console-socket"]).arg(socket.path()).arg("--bundle").arg(bundle.write()).arg("tty");
+    let create =
+        rt.cmd(["create", "--console-socket"]).arg(socket.path()).arg("--bundle").arg(bundle.write()).arg("tty");
     // Its stdio is not the container's: it can be waited for.
     let out = create.ok();
     assert!(out.ended, "{}", out.report());

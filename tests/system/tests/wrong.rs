@@ -53,10 +53,7 @@ fn specs_that_cannot_be() {
             vec!["ipc", "/proc/1/ns/ipc"],
         ),
         (bundle().with(|s| s["process"]["cwd"] = json!("relative")), vec!["cwd"]),
-        (
-            bundle().with(|s| s["process"]["capabilities"]["bounding"] = json!(["CAP_NOSUCH"])),
-            vec!["CAP_NOSUCH"],
-        ),
+        (bundle().with(|s| s["process"]["capabilities"]["bounding"] = json!(["CAP_NOSUCH"])), vec!["CAP_NOSUCH"]),
         (bundle().with(|s| s["process"]["args"] = json!(["no-such-program"])), vec!["no-such-program", "$PATH"]),
     ];
     for (bundle, words) in cases {

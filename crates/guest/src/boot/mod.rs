@@ -56,10 +56,7 @@ pub fn in_pid_namespace() -> bool {
 /// [`BootError`].
 pub fn machine() -> Result<Params, BootError> {
     // The initrd's node: also before /dev is mounted there is somebody to tell.
-    let console = fs::File::options()
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open("/dev/console");
+    let console = fs::File::options().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/dev/console");
     logger::init(log::LevelFilter::Info, console.ok());
     modules::load_all();
     root::switch()?;

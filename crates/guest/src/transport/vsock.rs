@@ -3,9 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, listen, socket};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -83,9 +81,9 @@ fn listener(port: u32) -> Result<AsyncFd<OwnedFd>, VsockError> {
 
 /// The next connection; `None` for one that is refused.
 async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<FdIo>> {
-    let fd = listener.async_io(Interest::READABLE, |l| {
-        Ok(rustix::net::accept_with(l, rustix::net::SocketFlags::CLOEXEC)?)
-    }).await?;
+    let fd = listener
+        .async_io(Interest::READABLE, |l| Ok(rustix::net::accept_with(l, rustix::net::SocketFlags::CLOEXEC)?))
+        .await?;
     let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
     if peer.cid() != HOST {
         log::warn!("a vsock connection from context {} is refused", peer.cid());

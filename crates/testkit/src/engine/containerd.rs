@@ -54,7 +54,8 @@ impl Containerd {
         let mut command = Command::new("/usr/bin/containerd");
         command.arg("--config").arg(&file).env("PATH", path());
         let mut daemon = Daemon::start("containerd", command, self.dir.path().join("log"));
-        daemon.ready(|| self.ctr(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success()));
+        daemon
+            .ready(|| self.ctr(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success()));
         daemon
     }
 
@@ -107,7 +108,8 @@ impl Containerd {
             let out = self.ctr([what, "list", "-q"]).ok();
             assert_eq!(out.out(), "", "{what} are left: {}", out.report());
         }
-        let left: Vec<PathBuf> = fs::read_dir(self.bundles()).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        let left: Vec<PathBuf> =
+            fs::read_dir(self.bundles()).into_iter().flatten().flatten().map(|e| e.path()).collect();
         assert!(left.is_empty(), "bundles are left: {left:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let state = self.dir.path().join("state");

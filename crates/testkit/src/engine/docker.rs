@@ -38,10 +38,18 @@ impl Docker {
         command.arg("--cgroup-parent").arg(format!("/{}", this.parent.0));
         command.arg("--add-runtime").arg(format!("kata={}", stage().join("bin/kata-runtime").display()));
         // Networks are not what these tests are about; without them nothing of the host's is touched.
-        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]);
+        command.args([
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            "--ip-forward=false",
+            "--ip-masq=false",
+        ]);
         std::fs::write(at("none.json"), "{}").unwrap_or_else(|e| panic!("{}: {e}", at("none.json").display()));
         let mut daemon = Daemon::start("dockerd", command, at("log"));
-        daemon.ready(|| this.docker(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success()));
+        daemon.ready(|| {
+            this.docker(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success())
+        });
         this.daemon = Some(daemon);
         this.docker(["load", "--input"]).arg(image::busybox()).ok();
         this
@@ -59,7 +67,12 @@ impl Docker {
 
     /// `docker run` of our runtime without a network, with more flags; then come the image's name and the command.
     pub fn run<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
-        self.docker(["run", "--runtime", "kata", "--network", "none"]).args(flags)
+        self.run_with("kata", flags)
+    }
+
+    /// The same with another runtime, to see what this docker does with it.
+    pub fn run_with<S: AsRef<OsStr>>(&self, runtime: &str, flags: impl IntoIterator<Item = S>) -> Cmd {
+        self.docker(["run", "--runtime", runtime, "--network", "none"]).args(flags)
     }
 
     /// A place for the test's own files.
@@ -88,7 +101,8 @@ impl Docker {
             let left: Vec<PathBuf> = list(&self.dir.path().join(place));
             assert!(left.is_empty(), "directories of containers are left: {left:?}");
         }
-        let cgroups: Vec<PathBuf> = self.parent.dirs().iter().flat_map(|dir| list(dir)).filter(|p| p.is_dir()).collect();
+        let cgroups: Vec<PathBuf> =
+            self.parent.dirs().iter().flat_map(|dir| list(dir)).filter(|p| p.is_dir()).collect();
         assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
     }
 }
@@ -102,7 +116,10 @@ impl Drop for Docker {
         if std::thread::panicking() && self.daemon.is_some() {
             let ids = self.docker(["ps", "--all", "--quiet"]).run().out();
             for id in ids.lines() {
-                println!("{}", self.docker(["logs", "--tail", "20", id]).deadline(Duration::from_secs(5)).run().report());
+                println!(
+                    "{}",
+                    self.docker(["logs", "--tail", "20", id]).deadline(Duration::from_secs(5)).run().report()
+                );
                 self.docker(["rm", "--force", id]).run();
             }
         }

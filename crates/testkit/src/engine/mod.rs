@@ -116,7 +116,8 @@ impl CgroupParent {
 impl Drop for CgroupParent {
     fn drop(&mut self) {
         for dir in self.dirs() {
-            // One that is not empty is a leak, and found as such.
+            // One that is not empty is a leak, and found as such. podman leaves its conmons' own cgroup behind.
+            drop(fs::remove_dir(dir.join("conmon")));
             drop(fs::remove_dir(dir));
         }
     }

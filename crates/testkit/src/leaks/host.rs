@@ -99,8 +99,7 @@ fn processes(found: &mut impl FnMut(Kind, String, String)) {
             continue;
         }
         let argv = fs::read(dir.join("cmdline")).unwrap_or_default();
-        let argv: Vec<String> =
-            argv.split(|b| *b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
+        let argv: Vec<String> = argv.split(|b| *b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
         let exe = fs::read_link(dir.join("exe")).unwrap_or_default().to_string_lossy().into_owned();
         let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
         if is_ours(&argv, &exe, comm.trim()) {
