@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as ProcessStdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kata_proto::agent as pb;
 use kata_proto::oci;
@@ -11,24 +12,25 @@ use crate::host::Host;
 
 pub const ROOTFS: &str = "/run/kata-containers/test/rootfs";
 
-/// The agent in a process of its own, as the first of a pid namespace; killed on drop.
+/// Whether the agent under test is PID 1 of a machine.
+pub static IN_A_MACHINE: AtomicBool = AtomicBool::new(false);
+
+/// The agent in a process of its own, as the first of a pid namespace, or in a machine; killed on drop.
 pub struct Guest {
-    process: Option<Child>,
+    process: Child,
     pub socket: PathBuf,
-    /// Where the agent finds what stands for its virtio-fs share.
+    /// Where an agent that is a process finds what stands for its virtio-fs share.
     pub share: PathBuf,
+    /// The size of the file of an agent that is in a machine.
+    pub agent_kib: Option<u64>,
     _dir: tempfile::TempDir,
 }
 
 impl Guest {
-    /// `KATA_TEST_AGENT_SOCKET` names an agent that runs already, for instance QEMU's socket of a guest's port.
-    pub fn start() -> Guest {
+    pub fn process() -> Guest {
         let dir = tempfile::tempdir().unwrap();
         let share = dir.path().join("share");
         std::fs::create_dir(&share).unwrap();
-        if let Some(socket) = std::env::var_os("KATA_TEST_AGENT_SOCKET") {
-            return Guest { process: None, socket: socket.into(), share, _dir: dir };
-        }
         let socket = dir.path().join("agent.sock");
         let process = Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -40,16 +42,46 @@ impl Guest {
             .stdin(ProcessStdio::null())
             .spawn()
             .unwrap();
-        Guest { process: Some(process), socket, share, _dir: dir }
+        Guest { process, socket, share, agent_kib: None, _dir: dir }
+    }
+
+    /// In a virtual machine with the kernel and the initrd of the installation that `KATA_STAGE` names; or why not.
+    pub fn machine() -> Result<Guest, String> {
+        let arch = std::env::consts::ARCH;
+        let (machine, console) = match arch {
+            "x86_64" => ("q35", "ttyS0"),
+            "aarch64" => ("virt", "ttyAMA0"),
+            other => return Err(format!("these tests know no machine of the architecture {other}")),
+        };
+        let stage = std::env::var_os("KATA_STAGE").ok_or("KATA_STAGE names no installation with a guest")?;
+        let guest = PathBuf::from(stage).join("share/kata-containers");
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, share) = (dir.path().join("agent.sock"), dir.path().join("share"));
+        let process = Command::new(format!("/usr/bin/qemu-system-{arch}"))
+            .args(["-machine", &format!("{machine},memory-backend=ram"), "-accel", "tcg", "-cpu", "max", "-smp", "2"])
+            .args(["-m", "256", "-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .args(["-serial", "stdio", "-device", "virtio-serial-pci"])
+            .args(["-chardev", &format!("socket,id=agent,server=on,wait=off,path={}", socket.display())])
+            .args(["-device", "virtserialport,chardev=agent,name=agent.channel.0"])
+            .arg("-kernel")
+            .arg(guest.join("vmlinux.elf"))
+            .arg("-initrd")
+            .arg(guest.join("kata-containers-initrd.img"))
+            .args(["-append", &format!("console={console} quiet panic=-1 maxcpus=1 cgroup_no_v1=all")])
+            .stdin(ProcessStdio::null())
+            .spawn()
+            .map_err(|e| format!("QEMU cannot be started: {e}"))?;
+        IN_A_MACHINE.store(true, Ordering::Relaxed);
+        let agent_kib = std::fs::metadata(guest.join("agent")).map_err(|e| format!("the stage's agent: {e}"))?.len() >> 10;
+        Ok(Guest { process, socket, share, agent_kib: Some(agent_kib), _dir: dir })
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
