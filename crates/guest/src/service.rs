@@ -76,6 +76,12 @@ async fn finish<T: Send + 'static>(
     }
 }
 
+/// Whether a time in seconds is the present, give or take what a call takes.
+fn is_now(seconds: i64) -> bool {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    seconds.abs_diff(i64::try_from(now).unwrap_or(i64::MAX)) <= 10
+}
+
 fn done(result: Result<(), Failure>) -> Answer<Empty> {
     Ok(result.map(|()| Empty::new())?)
 }
@@ -250,6 +256,9 @@ impl AgentService for Agent {
     }
 
     async fn set_guest_date_time(&self, _: &TtrpcContext, r: pb::SetGuestDateTimeRequest) -> Answer<Empty> {
+        if !self.0.owns_machine && is_now(r.Sec) {
+            return done(Ok(()));
+        }
         self.own_machine("setting the clock")?;
         done(
             kata_sys::guest::set_realtime(r.Sec, r.Usec)

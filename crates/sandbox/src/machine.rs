@@ -66,6 +66,9 @@ pub enum BootError {
     /// The file system device.
     #[error("plugging the file system into the guest failed: {}", chain(.0))]
     Plug(#[from] DeviceError),
+    /// The first instruction.
+    #[error("the virtual machine could not be let run: {}", chain(.0))]
+    Run(DeviceError),
     /// The file daemon's socket.
     #[error("the file daemon cannot be reached: {0}")]
     FsSocket(std::io::Error),
@@ -156,14 +159,14 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
     let (vm, fs) =
         tokio::join!(vmm.launch(vm_spec, deadline), FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug));
     let (mut vm, fs) = (vm?, fs?);
-    // Plugged while the guest boots: if it comes before the guest looks at its buses, that costs nothing, else it is
-    // the same hot-plug as later.
+    // Before the guest runs, which costs nothing: the file daemon starts while the VMM does.
     let device = Device::VhostUserFs {
         id: DeviceId("share".into()),
         tag: SHARE_TAG.into(),
         socket: fs.connect().map_err(BootError::FsSocket)?,
     };
     vm.attach(device).await?;
+    vm.resume().await.map_err(BootError::Run)?;
     let agent = connect(vm.as_mut(), deadline).await?;
     let mut machine = Machine { vm, fs, share, agent, has: Resources { memory, vcpus }, online_vcpus: 1 };
     match machine.prepare(spec).await {

@@ -2,8 +2,6 @@
 
 #[path = "../../vmm-qemu/tests/common/guest.rs"]
 mod guest;
-#[path = "../../vmm/tests/common/harness.rs"]
-mod harness;
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,8 +11,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Shell};
-use harness::block_on;
 use kata_storage::{FsDaemon, RootfsMount, Share, ShareError};
+use kata_testkit::harness::{self, block_on};
 use kata_types::ContainerId;
 use kata_vmm::{Accel, Device, DeviceId, GuestAddr, Stop, Vmm};
 use kata_vmm_qemu::{Qemu, QemuConfig};
@@ -401,6 +399,7 @@ fn a_guest_uses_the_share() {
         let daemon = FsDaemon::start(&share, &dirs.run(), &[], false).await.unwrap();
         let qemu = Qemu::new(QemuConfig { accel: Some(Accel::Tcg), ..QemuConfig::default() }).unwrap();
         let mut vm = qemu.launch(guest.spec(&dirs.run()), Instant::now() + BOOT).await.unwrap();
+        vm.resume().await.unwrap();
         let mut shell = Shell::connect(&*vm, BOOT).await;
         println!("  the guest answers after {:?}", begin.elapsed());
 

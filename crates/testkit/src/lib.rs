@@ -5,12 +5,17 @@
 //! - [`bundle`], [`rootfs`], [`image`]: what containers are made of
 //! - [`runtime`]: our own command line with a root of its own
 //! - [`engine`]: containerd, Docker and Podman, each in directories of its own
+//! - [`fake`]: a VMM without a machine
+//! - [`noise`]: bytes to be counted
+//! - [`harness`]: for test programs that are their own helpers
 //! - [`console`]: the receiving end of a `--console-socket`, and pseudo-terminals
 
 pub mod bundle;
 pub mod cmd;
 pub mod console;
 pub mod engine;
+pub mod fake;
+pub mod harness;
 pub mod image;
 pub mod leaks;
 pub mod noise;

@@ -77,6 +77,8 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware
     if let Some(firmware) = firmware {
         add(&["-bios", firmware]);
     }
+    // Stopped at first: a device that is plugged while the guest looks at its buses can be half seen, and lost.
+    add(&["-S"]);
     add(&["-kernel", KERNEL, "-initrd", INITRD]);
     add(&["-append", &machine.kernel_params(accel, spec.debug, &spec.boot.params)]);
 

@@ -2,8 +2,6 @@
 
 #[path = "common/guest.rs"]
 mod guest;
-#[path = "../../vmm/tests/common/harness.rs"]
-mod harness;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Shell};
-use harness::block_on;
+use kata_testkit::harness::{self, block_on};
 use kata_types::Mib;
 use kata_vmm::{
     Accel, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError, Resources, Stop, Vm, VmSpec, Vmm,
@@ -36,7 +34,7 @@ fn main() -> ExitCode {
             ("what_a_crash_left_is_cleaned_up", what_a_crash_left_is_cleaned_up),
             ("pauses_and_resumes", pauses_and_resumes),
             ("disks_come_and_go", disks_come_and_go),
-            ("devices_plugged_while_it_boots_are_found", devices_plugged_while_it_boots_are_found),
+            ("devices_plugged_before_it_runs_are_found", devices_plugged_before_it_runs_are_found),
             ("memory_grows_and_shrinks", memory_grows_and_shrinks),
             ("cpus_are_all_present", cpus_are_all_present),
             ("a_launch_that_cannot_work_names_the_reason", a_launch_that_cannot_work_names_the_reason),
@@ -56,6 +54,13 @@ async fn launch(spec: VmSpec) -> Box<dyn Vm> {
     vm
 }
 
+/// With the guest running.
+async fn boot(spec: VmSpec) -> Box<dyn Vm> {
+    let mut vm = launch(spec).await;
+    vm.resume().await.unwrap();
+    vm
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
@@ -68,7 +73,7 @@ fn with_guest(change: impl FnOnce(&mut VmSpec), test: impl AsyncFnOnce(&mut Box<
     change(&mut spec);
     block_on(async {
         let begin = Instant::now();
-        let mut vm = launch(spec).await;
+        let mut vm = boot(spec).await;
         let shell = connect(&*vm).await;
         println!("  the guest answers after {:?}", begin.elapsed());
         test(&mut vm, shell).await;
@@ -147,7 +152,7 @@ fn a_guest_that_panics_is_told_with_its_console() {
     let mut spec = guest.spec(dir.path());
     spec.boot.params.push("test.panic".to_owned());
     block_on(async {
-        let vm = launch(spec).await;
+        let vm = boot(spec).await;
         let mut exited = vm.exited();
         let exit =
             tokio::time::timeout(BOOT, exited.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
@@ -163,7 +168,7 @@ fn is_killed_with_nothing_left() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         // Killed by somebody.
-        let mut vm = launch(guest.spec(dir.path())).await;
+        let mut vm = boot(guest.spec(dir.path())).await;
         let pid = vm.processes().vmm;
         let mut exited = vm.exited();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
@@ -179,12 +184,12 @@ fn is_killed_with_nothing_left() {
         drop(vm);
 
         // Killed by us.
-        let mut vm = launch(guest.spec(dir.path())).await;
+        let mut vm = boot(guest.spec(dir.path())).await;
         let exit = vm.stop(Stop::Kill, soon()).await;
         assert_eq!((exit.signal, exit.expected), (Some(9), true));
 
         // Dropped.
-        let vm = launch(guest.spec(dir.path())).await;
+        let vm = boot(guest.spec(dir.path())).await;
         let (pid, uid) = (vm.processes().vmm, vm.record().uid.unwrap());
         drop(vm);
         assert!(gone(pid));
@@ -197,7 +202,7 @@ fn what_a_crash_left_is_cleaned_up() {
     let Some(guest) = Guest::find() else { return };
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
-        let vm = launch(guest.spec(dir.path())).await;
+        let vm = boot(guest.spec(dir.path())).await;
         let record = vm.record();
         let mut another = record.clone();
         another.start_time += 1;
@@ -281,7 +286,7 @@ fn disks_come_and_go() {
 }
 
 /// Whenever in the boot a device comes: before the kernel looks for devices, while it does, afterwards.
-fn devices_plugged_while_it_boots_are_found() {
+fn devices_plugged_before_it_runs_are_found() {
     let Some(guest) = Guest::find() else { return };
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
@@ -291,10 +296,11 @@ fn devices_plugged_while_it_boots_are_found() {
             file.set_len(1 << 20).unwrap();
             let id = DeviceId(format!("disk-{n}"));
             vm.attach(Device::Block { id, file: file.into(), read_only: false }).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(150)).await;
         }
+        assert!(vm.console().tail().is_empty(), "it does not run yet");
+        vm.resume().await.unwrap();
         let mut shell = connect(&*vm).await;
-        shell.until_ok("test $(ls -d /sys/block/vd? | wc -l) = 7", Duration::from_secs(10));
+        shell.ok("test $(ls -d /sys/block/vd? | wc -l) = 7");
         vm.stop(Stop::Quit, soon()).await;
     });
 }

@@ -30,13 +30,13 @@ pub trait Vmm: Send + Sync {
     /// What it can do on this host. Asked once, before the plan is made.
     fn caps(&self) -> &Caps;
 
-    /// Starts the process and the guest's boot; returns once the VMM answers its control channel, with the guest
-    /// running. It does not wait for the agent (the caller connects to [`Vm::agent_addr`] meanwhile).
+    /// Starts the process; returns once the VMM answers its control channel, with the guest stopped before its first
+    /// instruction. What is plugged now is simply there when the guest looks at its buses; [`Vm::resume`] lets it run.
     /// On error or drop nothing is left behind: process, sockets, uid.
     async fn launch(&self, spec: VmSpec, deadline: Instant) -> Result<Box<dyn Vm>, LaunchError>;
 }
 
-/// A guest that is running or has exited. Dropping it kills the VMM and waits for it.
+/// A guest that is stopped, running, or has exited. Dropping it kills the VMM and waits for it.
 #[async_trait]
 pub trait Vm: Send + Sync {
     /// Where the agent answers.
@@ -64,7 +64,7 @@ pub trait Vm: Send + Sync {
     /// Stops all vCPUs.
     async fn pause(&mut self) -> Result<(), DeviceError>;
 
-    /// Lets them go on.
+    /// Lets them go on, or begin.
     async fn resume(&mut self) -> Result<(), DeviceError>;
 
     /// What a later process needs to clean this VM up after a crash.

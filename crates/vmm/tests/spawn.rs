@@ -1,9 +1,6 @@
 //! The spawner and the probe against the real kernel. As root everything is tested; otherwise what root is needed for
 //! is skipped with a line that says so.
 
-#[path = "common/harness.rs"]
-mod harness;
-
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use harness::block_on;
+use kata_testkit::harness::{self, block_on};
 use kata_vmm::spawn::{Bind, RLimit, Root, Spawn, Spawned, helper_main, kill_recorded, start_time};
 use kata_vmm::{Accel, choose_accel, probe_kvm};
 

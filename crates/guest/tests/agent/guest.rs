@@ -73,7 +73,8 @@ impl Guest {
             .spawn()
             .map_err(|e| format!("QEMU cannot be started: {e}"))?;
         IN_A_MACHINE.store(true, Ordering::Relaxed);
-        let agent_kib = std::fs::metadata(guest.join("agent")).map_err(|e| format!("the stage's agent: {e}"))?.len() >> 10;
+        let agent_kib =
+            std::fs::metadata(guest.join("agent")).map_err(|e| format!("the stage's agent: {e}"))?.len() >> 10;
         Ok(Guest { process, socket, share, agent_kib: Some(agent_kib), _dir: dir })
     }
 }

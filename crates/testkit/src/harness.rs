@@ -49,7 +49,7 @@ pub fn run(args: &[OsString], tests: &[Test], at_most: Duration) -> ExitCode {
         });
         let outcome = catch_unwind(AssertUnwindSafe(test));
         drop(done);
-        let _ = watchdog.join();
+        drop(watchdog.join());
         let took = begin.elapsed().as_millis();
         match outcome {
             Ok(()) => println!("test {name} ... ok ({took} ms)"),
@@ -67,7 +67,10 @@ pub fn run(args: &[OsString], tests: &[Test], at_most: Duration) -> ExitCode {
 }
 
 /// Runs a future on a current-thread runtime, as the daemon does.
-#[allow(dead_code, reason = "not every test executable has futures")]
+///
+/// # Panics
+/// Without a runtime.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap_or_else(|e| panic!("no runtime: {e}")).block_on(future)
 }
