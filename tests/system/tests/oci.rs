@@ -44,6 +44,22 @@ fn the_distributions_own_kernel_runs_a_container_too() {
 }
 
 #[test]
+fn the_tuned_kernel_has_what_containers_need_and_the_guests_log_is_in_the_hosts() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new().configured("[hypervisor.qemu]\nkernel_params = \"agent.check_kernel\"\n");
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]);
+    rt.create(&bundle, "checked");
+    let sandbox = rt.sandbox("checked");
+    // Written by the agent, with its level and where it comes from.
+    wait::until("the agent's verdict in the daemon's log", SOON, || sandbox.log().contains("the kernel").then_some(()));
+    let log = sandbox.log();
+    let line = log.lines().find(|line| line.contains("the kernel")).unwrap();
+    assert!(line.contains("INFO") && line.contains("guest: kata_guest::boot::kernel"), "{line}");
+    assert!(line.contains("the kernel has every option that containers need"), "{line}");
+    rt.delete("checked");
+}
+
+#[test]
 fn a_container_lives_through_every_verb() {
     let _leaks = Guard::new();
     let rt = Runtime::new();
