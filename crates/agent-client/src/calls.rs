@@ -1,6 +1,6 @@
 //! Remote calls, each with a deadline, and errors that tell a refusal from a lost guest.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kata_proto::agent as pb;
 use kata_proto::agent_ttrpc::AgentServiceClient;
@@ -82,7 +82,9 @@ macro_rules! calls {
                 pub async fn $name(&self, request: pb::$request) -> Result<$answer, CallError> {
                     let limit: Option<Duration> = $limit;
                     let context = limit.map_or_else(ttrpc::context::Context::default, ttrpc::context::with_duration);
+                    let begun = Instant::now();
                     let done = self.0.$name(context, &request).await;
+                    tracing::debug!(call = stringify!($name), ok = done.is_ok(), took = ?begun.elapsed(), "the agent answers");
                     done.map(Into::into).map_err(|e| CallError::new(stringify!($name), limit, e))
                 }
             )*

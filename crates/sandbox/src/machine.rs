@@ -136,7 +136,8 @@ pub struct Machine {
 /// [`BootError`]; nothing is left running.
 pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> {
     let qemu = &spec.config.hypervisor.qemu;
-    let deadline = Instant::now() + Duration::from_secs(qemu.boot_timeout.into());
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_secs(qemu.boot_timeout.into());
     let share = Share::create(&spec.run_dir)?;
     let vm_spec = VmSpec {
         sandbox: spec.sandbox.clone(),
@@ -159,6 +160,7 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
     let (vm, fs) =
         tokio::join!(vmm.launch(vm_spec, deadline), FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug));
     let (mut vm, fs) = (vm?, fs?);
+    let launched = begun.elapsed();
     // Before the guest runs, which costs nothing: the file daemon starts while the VMM does.
     let device = Device::VhostUserFs {
         id: DeviceId("share".into()),
@@ -168,9 +170,14 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
     vm.attach(device).await?;
     vm.resume().await.map_err(BootError::Run)?;
     let agent = connect(vm.as_mut(), deadline).await?;
+    let booted = begun.elapsed() - launched;
     let mut machine = Machine { vm, fs, share, agent, has: Resources { memory, vcpus }, online_vcpus: 1 };
     match machine.prepare(spec).await {
-        Ok(()) => Ok(machine),
+        Ok(()) => {
+            let prepared = begun.elapsed() - launched - booted;
+            tracing::info!(?launched, ?booted, ?prepared, "the machine is up");
+            Ok(machine)
+        }
         Err(source) => {
             let console = machine.vm.console();
             Err(match exit_of(machine.vm.as_ref()).await {

@@ -57,8 +57,9 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware
     let options = if machine.options.is_empty() { String::new() } else { format!(",{}", machine.options) };
     add(&["-machine", &format!("{}{options},memory-backend=ram", machine.name)]);
     match accel {
-        // A small translation buffer: QEMU's own default takes up to a gigabyte as the guest runs.
-        Accel::Tcg => add(&["-accel", "tcg,thread=multi,tb-size=16", "-cpu", machine.tcg_cpu]),
+        // A small translation buffer: QEMU's own default takes up to a gigabyte as the guest runs. One that is too
+        // small for what the guest does over and over is thrown away as often (docs/decisions/0004).
+        Accel::Tcg => add(&["-accel", "tcg,thread=multi,tb-size=32", "-cpu", machine.tcg_cpu]),
         Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
     }
     let boot_cpus = match accel {
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn tcg_has_all_cpus_at_boot_and_kvm_has_not() {
         let tcg = line(Accel::Tcg);
-        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=16 -cpu max"), "{tcg}");
+        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=32 -cpu max"), "{tcg}");
         assert!(tcg.contains("cpus=4,maxcpus=4"), "{tcg}");
         let kvm = line(Accel::Kvm);
         assert!(kvm.contains("-accel kvm -cpu host") && kvm.contains("cpus=1,maxcpus=4"), "{kvm}");

@@ -81,7 +81,8 @@ impl Machine {
         if accel == Accel::Tcg {
             params.extend(self.tcg_params.iter().map(|&p| p.to_owned()));
         }
-        params.extend(["random.trust_cpu=on", "cgroup_no_v1=all"].map(str::to_owned));
+        // Expedited: making a container waits for several of the kernel's grace periods, of a tick or more each.
+        params.extend(["random.trust_cpu=on", "cgroup_no_v1=all", "rcupdate.rcu_expedited=1"].map(str::to_owned));
         params.push(format!("agent.log={}", if debug { "debug" } else { "info" }));
         params.extend(user.iter().cloned());
         params.join(" ")
