@@ -111,7 +111,8 @@ impl Guest {
             let released = blocking(move || storages.release(&there.storages).map_err(|e| Failure::internal(&e))).await;
             result = result.and(released);
         }
-        if self.owns_machine {
+        // What is unmounted is written back by that. The rest is memory, where there is no disk.
+        if self.owns_machine && (result.is_err() || has_disk()) {
             blocking(|| {
                 rustix::fs::sync();
                 Ok(())
@@ -297,6 +298,11 @@ fn module_is_there(module: &KernelModule) -> Result<(), Failure> {
         return Err(Failure::Unsupported(format!("parameters for the kernel module {}", module.name)));
     }
     Ok(())
+}
+
+/// Whether the kernel has any block device.
+fn has_disk() -> bool {
+    std::fs::read_dir("/sys/block").is_ok_and(|mut entries| entries.next().is_some())
 }
 
 #[cfg(test)]
