@@ -121,7 +121,7 @@ impl Default for Qemu {
             accelerator: Accelerator::Auto,
             default_vcpus: 1.0,
             default_maxvcpus: 0,
-            default_memory: Mib(256),
+            default_memory: Mib(1024),
             default_maxmemory: Mib(0),
             overhead_memory: Mib(96),
             shared_fs: "virtio-fs".into(),

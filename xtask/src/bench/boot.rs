@@ -17,7 +17,7 @@ const DEADLINE: &str = "60";
 /// As many as our driver plugs.
 const ROOT_PORTS: usize = 8;
 /// MiB, as our default.
-const MEMORY: u32 = 256;
+const MEMORY: u32 = 1024;
 
 /// A VM of our driver's shape without anything of ours in it.
 pub struct Bare {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kata_sandbox::{CreateRequest, Endpoint, Event, HostCgroup, Options, Sandbox, SandboxError, StdioSpec};
 use kata_testkit::fake::{Calls, FakeVmm};
 use kata_testkit::rootfs;
-use kata_types::SandboxId;
+use kata_types::{Mib, SandboxId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -36,10 +36,12 @@ impl Fixture {
         let vmm = FakeVmm::new(agent);
         let calls = vmm.calls();
         let (tx, events) = mpsc::unbounded_channel();
+        let mut config = kata_config::Config::default();
+        config.hypervisor.qemu.default_memory = Mib(256);
         let sandbox = Sandbox::start(Options {
             id: SandboxId::new("engine").unwrap(),
             run_dir,
-            config: kata_config::Config::default(),
+            config,
             vmm: Arc::new(vmm),
             cgroup: HostCgroup::default(),
             hostname: "inside".into(),
