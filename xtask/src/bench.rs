@@ -1,6 +1,7 @@
 //! Measuring ourselves beside runc: the same engine, the same image, the same machine, round by round in turn, so that
 //! what else the machine does falls on all alike.
 
+mod agent;
 mod boot;
 mod engine;
 mod memory;
@@ -98,6 +99,7 @@ fn measure(options: &Options, stage: &Path, work: &Path) -> Result<()> {
         Ok(())
     })?;
     drop(containerd);
+    let agent_kib = run::step("measuring the agent", || agent::pss_kib(stage, &rootfs, work))?;
 
     println!("\n{} rounds, interleaved; milliseconds, min/median/max\n", options.rounds);
     println!("| {:<34} | {:>16} | {:>20} | {:>7} |", "", "runc", "kata", "ratio");
@@ -115,6 +117,10 @@ fn measure(options: &Options, stage: &Path, work: &Path) -> Result<()> {
             println!("    {:>8.1} MB  {}", process.pss_kib as f64 / 1024.0, process.name);
         }
     }
+    println!(
+        "agent, in the guest: {:.1} MB PSS (of the guest's memory, which QEMU's holds)",
+        agent_kib as f64 / 1024.0
+    );
     let allowed = boots.median() + starts[0].median() * RUNC_TIMES;
     let took = starts[1].median();
     let verdict = if took <= allowed { "holds" } else { "does NOT hold" };

@@ -10,9 +10,11 @@ use std::time::Duration;
 use kata_proto::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, KernelModule, Storage};
 use kata_types::{ContainerId, ExecId, GUEST_SANDBOX_DIR, SandboxId};
 use protobuf::MessageField;
+use tokio::task::AbortHandle;
 
 use crate::container::{Container, Context, blocking};
 use crate::failure::Failure;
+use crate::inodes;
 use crate::oom::Oom;
 use crate::params::Params;
 use crate::process::Wanted;
@@ -41,6 +43,16 @@ enum Slot {
 struct Sandbox {
     id: String,
     storages: Vec<PathBuf>,
+    /// Ends with the sandbox.
+    inodes: Option<AbortHandle>,
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.inodes {
+            watch.abort();
+        }
+    }
 }
 
 impl Guest {
@@ -81,6 +93,7 @@ impl Guest {
             rustix::system::sethostname(request.hostname.as_bytes())
                 .map_err(|e| Failure::io(format_args!("cannot set the host name {:?}", request.hostname), &e.into()))?;
         }
+        let limit = request.storages.iter().filter_map(|storage| inodes::limit(&storage.driver_options)).min();
         let storages = self.storages.clone();
         let points = blocking(move || {
             prepare_directory(&request.dns)?;
@@ -90,7 +103,9 @@ impl Guest {
         })
         .await?;
         log::info!("this is sandbox {:?}", request.sandbox_id);
-        *sandbox = Some(Sandbox { id: request.sandbox_id, storages: points });
+        let inodes =
+            limit.filter(|_| self.owns_machine).map(|limit| tokio::spawn(inodes::keep_below(limit)).abort_handle());
+        *sandbox = Some(Sandbox { id: request.sandbox_id, storages: points, inodes });
         Ok(())
     }
 

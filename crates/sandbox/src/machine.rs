@@ -252,6 +252,11 @@ impl Machine {
         storage.source = SHARE_TAG.into();
         storage.fstype = "virtiofs".into();
         storage.mount_point = GUEST_SHARE_DIR.into();
+        // Ours: a guest that remembers more files than the file daemon can hold would fail.
+        match self.fs.file_limit() {
+            Ok(limit) => storage.driver_options.push(format!("inode_limit={limit}")),
+            Err(err) => tracing::warn!("the file daemon's limit of open files is not known: {err}"),
+        }
         sandbox.storages.push(storage);
         let (a, b, c) = tokio::join!(
             calls.reseed_random_dev(entropy),

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::Share;
-use crate::virtiofsd::{CAPABILITIES, SETUP_CAPABILITY};
+use crate::virtiofsd::{CAPABILITIES, OWN_FILES, SETUP_CAPABILITY};
 
 /// The descriptor of its listening socket.
 const LISTENER_FD: RawFd = 3;
@@ -94,6 +94,18 @@ impl FsDaemon {
     /// Its pid on the host.
     pub fn pid(&self) -> i32 {
         self.process.pid()
+    }
+
+    /// How many inodes and open files of the guest's it can hold, as the host allows.
+    ///
+    /// # Errors
+    /// When /proc does not tell.
+    pub fn file_limit(&self) -> io::Result<u64> {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid()))?;
+        let soft = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok());
+        soft.map(|soft: u64| soft.saturating_sub(OWN_FILES)).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// How it ended; level-triggered.

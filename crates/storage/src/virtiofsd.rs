@@ -89,7 +89,7 @@ const DENIED: &[libc::c_long] = &[
 /// How long the guest may believe what it knows of a name or attribute: others change files too.
 const CACHE: Duration = Duration::from_secs(1);
 /// Descriptors that are not the guest's: one per region of its memory (509 at most, in the backend library) and ours.
-const OWN_FILES: u64 = 509 + 101;
+pub(crate) const OWN_FILES: u64 = 509 + 101;
 
 /// `kata virtiofsd --fd N --root DIR [--log LEVEL]`, started by [`crate::FsDaemon`] only. Ends when the VM disconnects.
 pub fn main(args: Vec<OsString>) -> ExitCode {

@@ -327,3 +327,23 @@ fn an_error_goes_to_the_log_in_the_form_that_engines_read() {
     let line = std::fs::read_to_string(&log).unwrap();
     assert!(line.contains("level=error") && line.contains("msg=") && line.contains("nobody"), "{line}");
 }
+
+/// The file daemon holds a descriptor for each file that the guest remembers, and may hold 20,000 on some hosts.
+#[test]
+fn a_tree_of_more_files_than_the_file_daemon_can_hold_is_seen_whole() {
+    const FILES: usize = 25_000;
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let data = rt.file("many");
+    std::fs::create_dir(&data).unwrap();
+    for n in 0..FILES {
+        std::fs::write(data.join(n.to_string()), "x").unwrap();
+    }
+    let script = "find /many -type f | wc -l; ls -l /many | wc -l; find /many -type f -print0 | xargs -0 cat | wc -c; \
+                  for n in $(seq 3000); do echo $n > /many/new-$n || exit 9; done; ls /many | wc -l; rm -r /many/*; ls /many | wc -l";
+    let bundle = Bundle::busybox(&rt).mount("/many", "bind", &data, &["rbind", "rw"]).sh(script);
+    let out = rt.run(&bundle, "many").deadline(Duration::from_secs(300)).run().expect(0);
+    let counts: Vec<usize> = out.out().lines().map(|line| line.trim().parse().unwrap()).collect();
+    assert_eq!(counts, [FILES, FILES + 1, FILES, FILES + 3000, 0], "{}", out.report());
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+}
