@@ -337,16 +337,6 @@ fn the_daemon_is_jailed_and_ends() {
         share.add_rootfs(&cid("late"), &[], &dir, false).unwrap();
         share.add_bind(&cid("late"), &dir, true, true).unwrap();
         assert!(root.join("late/rootfs/a").exists(), "what comes later is seen");
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
-        let options = |at: &str| -> Vec<String> {
-            let line =
-                mounts.lines().find(|l| l.split(' ').nth(1) == Some(at)).unwrap_or_else(|| panic!("{at}: {mounts}"));
-            line.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect()
-        };
-        assert!(options("/").contains(&"ro".to_owned()), "the share itself is not the guest's to write to");
-        assert!(options("/late/rootfs").contains(&"rw".to_owned()));
-        assert!(options("/late/mounts/0").contains(&"ro".to_owned()), "read-only from the first moment");
-
         let until = Instant::now() + Duration::from_secs(5);
         let status = loop {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -357,6 +347,15 @@ fn the_daemon_is_jailed_and_ends() {
             assert!(Instant::now() < until, "{status}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+        let options = |at: &str| -> Vec<String> {
+            let line =
+                mounts.lines().find(|l| l.split(' ').nth(1) == Some(at)).unwrap_or_else(|| panic!("{at}: {mounts}"));
+            line.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect()
+        };
+        assert!(options("/").contains(&"ro".to_owned()), "the share itself is not the guest's to write to");
+        assert!(options("/late/rootfs").contains(&"rw".to_owned()));
+        assert!(options("/late/mounts/0").contains(&"ro".to_owned()), "read-only from the first moment");
         assert!(status.contains("CapPrm:\t00000000880000db\n") && status.contains("NoNewPrivs:\t1"), "{status}");
         assert!(status.starts_with("Name:\tvirtiofsd\n"), "{status}");
         while !fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains("Seccomp:\t2") {
