@@ -1,11 +1,12 @@
 //! What a fresh machine lacks: Debian packages and Rust targets. Nothing is touched where all is there.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use crate::run;
+use crate::{paths, run};
 
 /// To build the host program and to run a VM.
 pub const BUILD: &[&str] = &["gcc", "libc6-dev", "libcap-ng-dev", "libseccomp-dev", "pkg-config"];
@@ -26,6 +27,8 @@ pub const KERNEL: &[&str] = &[
     "xz-utils",
     "python3-minimal",
 ];
+/// A vsock device in a program of its own: the agent's vsock is tested with it where the host's kernel has none.
+pub const VSOCK_DEVICE: (&str, &str) = ("vhost-device-vsock", "0.3.0");
 /// The engines and tools of the whole-system tests.
 pub const TEST: &[&str] = &[
     "busybox-static",
@@ -94,6 +97,30 @@ fn lists_are_old() -> bool {
         .max();
     let week = Duration::from_secs(7 * 24 * 3600);
     newest.is_none_or(|t| SystemTime::now().duration_since(t).is_ok_and(|age| age > week))
+}
+
+/// A program from crates.io that tests need and Debian does not have: its path, in the cache.
+///
+/// # Errors
+/// A build that fails, or a cache that cannot be written.
+pub fn program(name: &str, version: &str) -> Result<PathBuf> {
+    let tools = paths::cache_dir().join("tools");
+    let dir = tools.join(format!("{name}-{version}"));
+    let done = dir.join("bin").join(name);
+    if done.exists() {
+        return Ok(done);
+    }
+    std::fs::create_dir_all(&tools).with_context(|| format!("cannot make {}", tools.display()))?;
+    // Renamed when it is complete; of two runs at once the second finds the first one's.
+    let new = tools.join(format!(".{name}-{version}.{}", std::process::id()));
+    let mut install = run::cargo(["install", "--quiet", "--locked", name, "--version", version, "--root"]);
+    let built =
+        run::check(install.arg(&new).stdout(std::io::stderr())).and_then(|()| match std::fs::rename(&new, &dir) {
+            Err(err) if !done.exists() => Err(err).with_context(|| format!("cannot keep {}", dir.display())),
+            _ => Ok(()),
+        });
+    crate::kernel::remove_tree(&new)?;
+    built.map(|()| done)
 }
 
 /// Fetches the package lists anew.

@@ -67,7 +67,9 @@ fn crates(options: &Options, stage: Option<&PathBuf>, summary: &mut Summary) -> 
     let mut cargo = run::cargo(["test", "--workspace", "--exclude", "kata-system-tests", "--no-fail-fast"]);
     cargo.args(["--lib", "--bins", "--tests", "--examples"]);
     if let Some(stage) = stage {
-        cargo.env("KATA_STAGE", stage);
+        let (name, version) = deps::VSOCK_DEVICE;
+        let device = run::step("a vsock device for tests", || deps::program(name, version))?;
+        cargo.env("KATA_STAGE", stage).env("KATA_VSOCK_DEVICE", device);
     }
     program("tests of the crates", cargo, &[], options, summary)
 }

@@ -46,10 +46,13 @@ pub async fn output(from: Arc<FdIo>, mut arrivals: Arrivals, drained: watch::Sen
             // telling.
             let _ = to.io.shutdown().await;
             drained.send_replace(true);
+            // A connection of its own is closed whole: not every vsock device passes a half on.
+            let kept = (!to.session.is_endless()).then_some(to);
             match arrivals.recv().await {
                 Some(next) => to = next,
                 None => return,
             }
+            drop(kept);
             continue;
         };
         // An idle process costs no buffer.

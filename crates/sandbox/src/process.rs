@@ -14,7 +14,7 @@ use crate::stdio::{Pumps, StdioSpec};
 /// After a process has ended, its output may still be under way: its exit is told after that, but not for ever after.
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 /// How long to wait for a reason after the guest was lost.
-const REASON_WITHIN: Duration = Duration::from_secs(2);
+pub(crate) const REASON_WITHIN: Duration = Duration::from_secs(2);
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

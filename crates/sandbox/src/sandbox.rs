@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kata_agent_client::AgentClient;
+use kata_agent_client::{AgentClient, CallError};
 use kata_config::Config;
 use kata_oci::{Spec, State, Status};
 use kata_proto::agent as pb;
@@ -20,7 +20,7 @@ use crate::events::{Event, Events};
 use crate::hostcgroup::HostCgroup;
 use crate::machine::{self, BootSpec, Machine};
 use crate::plan::{self, Limits, RealHost};
-use crate::process::{Exit, Process};
+use crate::process::{Exit, Process, REASON_WITHIN};
 use crate::state::{ContainerRecord, ProcessRecord, StateFile};
 use crate::stdio::{Pumps, StdioSpec};
 use crate::{convert, guest_log, hooks};
@@ -210,6 +210,19 @@ impl Sandbox {
         self.agent.borrow().clone().ok_or_else(|| SandboxError::Dead("it has no machine".into()))
     }
 
+    /// An error as it is; where it says no more than that the guest was lost, what ended it, which is known a moment
+    /// later.
+    pub async fn explained(&self, err: SandboxError) -> SandboxError {
+        if !matches!(err, SandboxError::Agent(CallError::Lost { .. })) {
+            return err;
+        }
+        let mut death = self.death.subscribe();
+        match tokio::time::timeout(REASON_WITHIN, death.wait_for(Option::is_some)).await {
+            Ok(Ok(reason)) => SandboxError::Dead(reason.clone().unwrap_or_default()),
+            _ => err,
+        }
+    }
+
     /// Makes a container whose process waits to be started. Returns the pid that stands for it.
     ///
     /// # Errors
@@ -353,6 +366,9 @@ impl Sandbox {
                 tracing::error!(container = process.container, exec = process.exec, "a process was lost: {reason}");
             }
             process.finish(exit.clone());
+            if let Some(pumps) = process.pumps() {
+                pumps.stop_stdin();
+            }
             if process.exec.is_empty() {
                 let saved = me.save(|s| {
                     if let Some(c) = s.containers.get_mut(&process.container) {
@@ -514,8 +530,8 @@ impl Sandbox {
             request.signal = signal;
             match agent.calls().signal_process(request).await {
                 Ok(_) => {}
-                Err(kata_agent_client::CallError::Refused { not_found: true, .. }) if all => {}
-                Err(kata_agent_client::CallError::Refused { not_found: true, .. }) => {
+                Err(CallError::Refused { not_found: true, .. }) if all => {}
+                Err(CallError::Refused { not_found: true, .. }) => {
                     return Err(SandboxError::Finished);
                 }
                 Err(err) => return Err(err.into()),
@@ -784,7 +800,7 @@ impl Sandbox {
         request.container_id = container.to_owned();
         request.exec_id = exec.to_owned();
         match self.agent()?.calls().close_stdin(request).await {
-            Ok(_) | Err(kata_agent_client::CallError::Refused { not_found: true, .. }) => Ok(()),
+            Ok(_) | Err(CallError::Refused { not_found: true, .. }) => Ok(()),
             Err(err) => Err(err.into()),
         }
     }

@@ -53,6 +53,14 @@ impl TaskService {
         Ok((stdio, self.pid, None))
     }
 
+    /// A failure in ttrpc's terms; where the guest was lost, with the reason for that.
+    async fn told<T>(&self, result: std::result::Result<T, SandboxError>) -> Result<T> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(err) => Err(failed(self.sandbox.explained(err).await)),
+        }
+    }
+
     fn bind(&self, attached: Option<Attached>, container: &str, exec: &str) {
         if let Some(attached) = attached
             && let Ok(process) = self.sandbox.process(container, exec)
@@ -123,7 +131,7 @@ impl Task for TaskService {
             .collect();
         let request =
             CreateRequest { id: r.id.clone(), bundle: PathBuf::from(&r.bundle), rootfs, stdio, addresses, pid };
-        let pid = self.sandbox.create(request).await.map_err(failed)?;
+        let pid = self.told(self.sandbox.create(request).await).await?;
         self.bind(attached, &r.id, "");
         let mut out = api::CreateTaskResponse::new();
         out.pid = pid.cast_unsigned();
@@ -131,14 +139,14 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, r: api::StartRequest) -> Result<api::StartResponse> {
-        let pid = self.sandbox.start_process(&r.id, &r.exec_id).await.map_err(failed)?;
+        let pid = self.told(self.sandbox.start_process(&r.id, &r.exec_id).await).await?;
         let mut out = api::StartResponse::new();
         out.pid = pid.cast_unsigned();
         Ok(out)
     }
 
     async fn delete(&self, _: &TtrpcContext, r: api::DeleteRequest) -> Result<api::DeleteResponse> {
-        let (pid, exit) = self.sandbox.delete(&r.id, &r.exec_id).await.map_err(failed)?;
+        let (pid, exit) = self.told(self.sandbox.delete(&r.id, &r.exec_id).await).await?;
         let mut out = api::DeleteResponse::new();
         out.pid = pid.cast_unsigned();
         out.exit_status = exit.status.cast_unsigned();
@@ -157,12 +165,12 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: api::PauseRequest) -> Result<api::Empty> {
-        self.sandbox.pause(&r.id).await.map_err(failed)?;
+        self.told(self.sandbox.pause(&r.id).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: api::ResumeRequest) -> Result<api::Empty> {
-        self.sandbox.resume(&r.id).await.map_err(failed)?;
+        self.told(self.sandbox.resume(&r.id).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -171,7 +179,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: api::KillRequest) -> Result<api::Empty> {
-        self.sandbox.kill(&r.id, &r.exec_id, r.signal, r.all).await.map_err(failed)?;
+        self.told(self.sandbox.kill(&r.id, &r.exec_id, r.signal, r.all).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -188,13 +196,13 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, r: api::ResizePtyRequest) -> Result<api::Empty> {
-        self.sandbox.resize(&r.id, &r.exec_id, r.height, r.width).await.map_err(failed)?;
+        self.told(self.sandbox.resize(&r.id, &r.exec_id, r.height, r.width).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, r: api::CloseIORequest) -> Result<api::Empty> {
         if r.stdin {
-            self.sandbox.close_stdin(&r.id, &r.exec_id).await.map_err(failed)?;
+            self.told(self.sandbox.close_stdin(&r.id, &r.exec_id).await).await?;
         }
         Ok(api::Empty::new())
     }
@@ -202,7 +210,7 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, r: api::UpdateTaskRequest) -> Result<api::Empty> {
         let resources: kata_oci::Resources = serde_json::from_slice(&r.resources.value)
             .map_err(|e| convert::status(Code::INVALID_ARGUMENT, format!("the resources are not valid: {e}")))?;
-        self.sandbox.update(&r.id, &resources).await.map_err(failed)?;
+        self.told(self.sandbox.update(&r.id, &resources).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -215,7 +223,7 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, r: api::StatsRequest) -> Result<api::StatsResponse> {
-        let stats = self.sandbox.stats(&r.id).await.map_err(failed)?;
+        let stats = self.told(self.sandbox.stats(&r.id).await).await?;
         let mut out = api::StatsResponse::new();
         out.stats = Some(convert::metrics(&stats)?).into();
         Ok(out)

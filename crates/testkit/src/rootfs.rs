@@ -76,7 +76,7 @@ pub fn debian() -> Result<PathBuf, String> {
     let temp = tempfile::tempdir_in(parent).unwrap_or_else(|e| panic!("cannot use {}: {e}", parent.display()));
     let new = temp.path().join("rootfs");
     let mut cmd = Cmd::new("debootstrap").deadline(DEBOOTSTRAP).arg("--variant=minbase").arg(&release).arg(&new);
-    if let Some(mirror) = mirror() {
+    if let Some(mirror) = mirror(&release) {
         cmd = cmd.arg(mirror);
     }
     let out = cmd.run();
@@ -96,17 +96,30 @@ fn release() -> String {
     name.map_or_else(|| "bookworm".into(), |name| name.trim_matches('"').to_owned())
 }
 
-/// The mirror that apt uses here.
-fn mirror() -> Option<String> {
+/// The mirror from which apt gets this release here.
+fn mirror(release: &str) -> Option<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|e| e.path()));
-    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text))
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text, release))
 }
 
-/// The first URI of a sources.list(5), in either of its forms.
-fn mirror_in(text: &str) -> Option<String> {
-    let lines = text.lines().filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"));
-    lines.flat_map(str::split_ascii_whitespace).find(|word| word.contains("://")).map(str::to_owned)
+/// The first URI with this suite in a sources.list(5), in either of its forms. Others than the distribution's have
+/// suites of their own.
+fn mirror_in(text: &str, release: &str) -> Option<String> {
+    let one_line = text.lines().filter_map(|line| {
+        let line = line.strip_prefix("deb ")?.trim_start();
+        let line = line.strip_prefix('[').map_or(line, |rest| rest.split_once(']').map_or("", |(_, after)| after));
+        let mut words = line.split_ascii_whitespace();
+        let (uri, suite) = (words.next()?, words.next()?);
+        (suite == release).then(|| uri.to_owned())
+    });
+    let stanzas = text.split("\n\n").filter_map(|stanza| {
+        let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
+        let suites = field("Suites:")?;
+        let uri = field("URIs:")?.split_ascii_whitespace().next()?;
+        suites.split_ascii_whitespace().any(|suite| suite == release).then(|| uri.to_owned())
+    });
+    one_line.chain(stanzas).next()
 }
 
 #[cfg(test)]
@@ -115,10 +128,13 @@ mod tests {
 
     #[test]
     fn both_forms_of_sources_are_read() {
-        let one = "# deb http://no/\ndeb [signed-by=/k] http://a/debian bookworm main\n";
-        assert_eq!(mirror_in(one).as_deref(), Some("http://a/debian"));
-        let two = "Types: deb\nURIs: http://b/debian\nSuites: bookworm\n";
-        assert_eq!(mirror_in(two).as_deref(), Some("http://b/debian"));
-        assert_eq!(mirror_in("Types: deb\n"), None);
+        let one =
+            "# deb http://no/\ndeb https://c/apt other main\ndeb [signed-by=/k arch=x] http://a/debian bookworm main\n";
+        assert_eq!(mirror_in(one, "bookworm").as_deref(), Some("http://a/debian"));
+        let two = "Types: deb\nURIs: https://n/node\nSuites: nodistro\n\n\
+                   Types: deb\n# x\nURIs: http://b/debian\nSuites: bookworm bookworm-updates\n";
+        assert_eq!(mirror_in(two, "bookworm").as_deref(), Some("http://b/debian"));
+        assert_eq!(mirror_in(two, "trixie"), None);
+        assert_eq!(mirror_in("Types: deb\n", "bookworm"), None);
     }
 }

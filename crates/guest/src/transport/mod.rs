@@ -49,6 +49,11 @@ impl Session {
         Session(watch::channel(false).1)
     }
 
+    /// Whether its stream is a connection of its own.
+    pub fn is_endless(&self) -> bool {
+        self.0.has_changed().is_err() && !self.is_over()
+    }
+
     /// Whether the connection is over.
     pub fn is_over(&self) -> bool {
         *self.0.borrow()

@@ -8,7 +8,7 @@ use kata_proto::agent as pb;
 use kata_proto::oci;
 use ttrpc::context::Context;
 
-use crate::host::Host;
+use crate::host::{Host, Place};
 
 pub const ROOTFS: &str = "/run/kata-containers/test/rootfs";
 
@@ -18,7 +18,9 @@ pub static IN_A_MACHINE: AtomicBool = AtomicBool::new(false);
 /// The agent in a process of its own, as the first of a pid namespace, or in a machine; killed on drop.
 pub struct Guest {
     process: Child,
-    pub socket: PathBuf,
+    /// A vsock device in a process of its own.
+    device: Option<Child>,
+    pub place: Place,
     /// Where an agent that is a process finds what stands for its virtio-fs share.
     pub share: PathBuf,
     /// The size of the file of an agent that is in a machine.
@@ -42,11 +44,13 @@ impl Guest {
             .stdin(ProcessStdio::null())
             .spawn()
             .unwrap();
-        Guest { process, socket, share, agent_kib: None, _dir: dir }
+        Guest { process, device: None, place: Place::Serial(socket), share, agent_kib: None, _dir: dir }
     }
 
     /// In a virtual machine with the kernel and the initrd of the installation that `KATA_STAGE` names; or why not.
-    pub fn machine() -> Result<Guest, String> {
+    /// It is met at its serial port, or `by_vsock`: there the device is a program of its own, which needs nothing of
+    /// the host's kernel, and which `KATA_VSOCK_DEVICE` names.
+    pub fn machine(by_vsock: bool) -> Result<Guest, String> {
         let arch = std::env::consts::ARCH;
         let (machine, console) = match arch {
             "x86_64" => ("q35", "ttyS0"),
@@ -57,13 +61,29 @@ impl Guest {
         let guest = PathBuf::from(stage).join("share/kata-containers");
         let dir = tempfile::tempdir().unwrap();
         let (socket, share) = (dir.path().join("agent.sock"), dir.path().join("share"));
-        let process = Command::new(format!("/usr/bin/qemu-system-{arch}"))
+        let mut device = None;
+        let mut command = Command::new(format!("/usr/bin/qemu-system-{arch}"));
+        if by_vsock {
+            let program = std::env::var_os("KATA_VSOCK_DEVICE").ok_or("KATA_VSOCK_DEVICE names no vsock device")?;
+            let control = dir.path().join("device.sock");
+            let vm = format!("guest-cid=3,uds-path={},socket={}", socket.display(), control.display());
+            let child = Command::new(program).args(["--vm", &vm]).stdin(ProcessStdio::null()).spawn();
+            device = Some(child.map_err(|e| format!("the vsock device cannot be started: {e}"))?);
+            while !control.exists() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            command.args(["-chardev", &format!("socket,id=vsock,path={}", control.display())]);
+            command.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
+        } else {
+            command.args(["-chardev", &format!("socket,id=agent,server=on,wait=off,path={}", socket.display())]);
+            command.args(["-device", "virtio-serial-pci", "-device"]);
+            command.arg("virtserialport,chardev=agent,name=agent.channel.0");
+        }
+        let process = command
             .args(["-machine", &format!("{machine},memory-backend=ram"), "-accel", "tcg", "-cpu", "max", "-smp", "2"])
             .args(["-m", "256", "-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(["-serial", "stdio", "-device", "virtio-serial-pci"])
-            .args(["-chardev", &format!("socket,id=agent,server=on,wait=off,path={}", socket.display())])
-            .args(["-device", "virtserialport,chardev=agent,name=agent.channel.0"])
+            .args(["-serial", "stdio"])
             .arg("-kernel")
             .arg(guest.join("vmlinux.elf"))
             .arg("-initrd")
@@ -75,14 +95,17 @@ impl Guest {
         IN_A_MACHINE.store(true, Ordering::Relaxed);
         let agent_kib =
             std::fs::metadata(guest.join("agent")).map_err(|e| format!("the stage's agent: {e}"))?.len() >> 10;
-        Ok(Guest { process, socket, share, agent_kib: Some(agent_kib), _dir: dir })
+        let place = if by_vsock { Place::Vsock(socket) } else { Place::Serial(socket) };
+        Ok(Guest { process, device, place, share, agent_kib: Some(agent_kib), _dir: dir })
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        for process in [Some(&mut self.process), self.device.as_mut()].into_iter().flatten() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 

@@ -303,7 +303,9 @@ fn user_namespace() -> Result<(), Skip> {
     linux.GIDMappings = vec![map];
     nix::unistd::chown(&r.0.join("tmp"), Some(100_000.into()), Some(100_000.into())).unwrap();
     let (container, child, mut pipes) = match start(&s, &r) {
-        Err(e) if e.to_string().contains("making a user namespace") => return Err(Skip(e.to_string())),
+        Err(e) if e.to_string().contains("making a user namespace") => {
+            return Err(Skip(format!("making a user namespace is not possible here: {e}")));
+        }
         other => other.unwrap(),
     };
     assert_eq!(pipes.line(), "0");

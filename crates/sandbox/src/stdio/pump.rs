@@ -22,6 +22,7 @@ const BUFFER: usize = 32 << 10;
 pub struct Pumps {
     /// Tells the pump of stdin that no more will be written.
     close_stdin: Option<Arc<Notify>>,
+    stdin: Option<AbortHandle>,
     outputs: Vec<watch::Receiver<bool>>,
     all: Vec<AbortHandle>,
     progress: Arc<AtomicU64>,
@@ -73,6 +74,7 @@ impl Pumps {
             let close = Arc::new(Notify::new());
             let task = tokio::spawn(inward(from, stream, Arc::clone(&close)));
             pumps.close_stdin = Some(close);
+            pumps.stdin = Some(task.abort_handle());
             pumps.all.push(task.abort_handle());
         }
         for (to, kind) in [(opened.stdout, Stdio::Out), (opened.stderr, Stdio::Err)] {
@@ -99,6 +101,13 @@ impl Pumps {
             close.notify_one();
         }
         self.close_stdin.is_some()
+    }
+
+    /// Lets go of the host's stdin: its reader has ended. A terminal that we held would never be seen as closed.
+    pub fn stop_stdin(&self) {
+        if let Some(task) = &self.stdin {
+            task.abort();
+        }
     }
 
     /// Waits until all output has been passed on.
