@@ -69,7 +69,7 @@ fn containerd_runs_it_from_a_directory() {
     };
     let _leaks = Guard::new();
     let containerd = Containerd::start();
-    let run = containerd.run(["--rm", "--read-only", "--rootfs"]).arg(&debian).args(["debian", "sh", "-c"]);
+    let run = containerd.run(["--rm", "--read-only", "--rootfs"]).arg(&debian).args(["debian", "/bin/sh", "-c"]);
     let out = run.arg("cat /etc/debian_version; touch /x 2>&1; exit 3").deadline(SLOW).run().expect(3);
     assert!(out.out().contains("Read-only file system"), "{}", out.report());
     containerd.holds_nothing();
