@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -115,6 +116,16 @@ impl Cmd {
     pub fn outputs(mut self, stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Cmd {
         self.output = Sink::Given(stdout.into(), stderr.into());
         self
+    }
+
+    /// Gives it this terminal's other end as its stdin and both outputs.
+    ///
+    /// # Panics
+    /// Without descriptors.
+    #[must_use]
+    pub fn in_terminal(self, slave: &OwnedFd) -> Cmd {
+        let copy = || slave.try_clone().unwrap_or_else(|e| panic!("a terminal: {e}"));
+        self.stdin(copy()).outputs(copy(), copy())
     }
 
     /// Another deadline.

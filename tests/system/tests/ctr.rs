@@ -169,7 +169,7 @@ fn a_terminal_has_its_size_and_follows_its_changes() {
     let script = "tty; stty size; read -r line; echo \"you said $line\"; \
                   trap 'echo now $(stty size)' WINCH; echo ready; while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 5";
     let run = containerd.run(["--rm", "--tty"]).args([BUSYBOX, "tty", "sh", "-c", script]);
-    let run = run.stdin(slave.try_clone().unwrap()).outputs(slave.try_clone().unwrap(), slave.try_clone().unwrap());
+    let run = run.in_terminal(&slave);
     let run = run.deadline(STARTS * 2).start();
     terminal.shows("/dev/", STARTS);
     // ctr tells the size when the task runs, which may be after the shell's first look.

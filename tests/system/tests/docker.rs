@@ -77,7 +77,7 @@ fn exec_has_its_own_user_environment_directory_terminal_and_exit_code() {
     let script = "tty; read -r line; echo \"you said $line\"; stty size; trap 'echo now $(stty size)' WINCH; echo ready; \
                   while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 5";
     let tty = exec(&docker, &["--interactive", "--tty"], "box", script);
-    let tty = tty.stdin(slave.try_clone().unwrap()).outputs(slave.try_clone().unwrap(), slave.try_clone().unwrap());
+    let tty = tty.in_terminal(&slave);
     let tty = tty.start();
     terminal.shows("/dev/", SOON);
     terminal.type_in("hello\r");
@@ -101,7 +101,7 @@ fn run_in_a_terminal_has_its_size_and_follows_its_changes() {
     let script = "tty; read -r line; echo \"you said $line\"; stty size; trap 'echo now $(stty size)' WINCH; \
                   trap 'echo interrupted; exit 8' INT; echo ready; while :; do sleep 0.1; done";
     let run = docker.run(["--rm", "--interactive", "--tty", BUSYBOX, "sh", "-c", script]);
-    let run = run.stdin(slave.try_clone().unwrap()).outputs(slave.try_clone().unwrap(), slave.try_clone().unwrap());
+    let run = run.in_terminal(&slave);
     let run = run.deadline(STARTS * 2).start();
     terminal.shows("/dev/", STARTS);
     terminal.type_in("hello\r");

@@ -119,8 +119,7 @@ fn run_and_exec_in_a_terminal_use_it_and_leave_it_as_it_was() {
     let (mut terminal, slave) = Terminal::open(24, 80);
     let keep = slave.try_clone().unwrap();
     let before = nix::sys::termios::tcgetattr(&keep).unwrap();
-    let run = rt.run(&bundle, "ours").stdin(slave.try_clone().unwrap());
-    let run = run.outputs(slave.try_clone().unwrap(), slave.try_clone().unwrap()).start();
+    let run = rt.run(&bundle, "ours").in_terminal(&slave).start();
     terminal.shows("24 80", STARTS);
     let mut exec = rt.cmd(["exec", "--tty", "ours", "sh", "-c", "tty && exit 4"]).start();
     wait_for_end(&mut exec);

@@ -90,7 +90,7 @@ fn run_and_exec_in_a_terminal_have_its_size() {
     let (mut terminal, slave) = Terminal::open(41, 123);
     let script = "tty; read -r line; echo \"you said $line\"; stty size; read -r line; exit 5";
     let run = podman.run(["--rm", "--interactive", "--tty", "--name", "tty", BUSYBOX, "sh", "-c", script]);
-    let run = run.stdin(slave.try_clone().unwrap()).outputs(slave.try_clone().unwrap(), slave.try_clone().unwrap());
+    let run = run.in_terminal(&slave);
     let run = run.deadline(STARTS * 2).start();
     terminal.shows("/dev/", STARTS);
     terminal.type_in("hello\r");
@@ -99,8 +99,7 @@ fn run_and_exec_in_a_terminal_have_its_size() {
 
     let (mut second, slave2) = Terminal::open(30, 90);
     let exec = exec(&podman, &["--interactive", "--tty"], "tty", "tty; read -r line; stty size; exit 4");
-    let exec =
-        exec.stdin(slave2.try_clone().unwrap()).outputs(slave2.try_clone().unwrap(), slave2.try_clone().unwrap());
+    let exec = exec.in_terminal(&slave2);
     let exec = exec.start();
     second.shows("/dev/", SOON);
     second.type_in("x\r");
