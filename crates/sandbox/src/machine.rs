@@ -339,8 +339,7 @@ impl Machine {
     /// Ends it; waits for its processes.
     pub async fn stop(mut self) -> Result<(), ShareError> {
         let deadline = Instant::now() + Duration::from_secs(5);
-        self.vm.stop(Stop::Kill, deadline).await;
-        self.fs.stop().await;
+        tokio::join!(self.vm.stop(Stop::Kill, deadline), self.fs.stop());
         self.share.remove_all()
     }
 }

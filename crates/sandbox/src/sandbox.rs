@@ -591,7 +591,8 @@ impl Sandbox {
         };
         let last = lock(&self.containers).is_empty();
         if let MachineState::Running(m) = &mut *machine {
-            if self.death.borrow().is_none() {
+            // The last one goes with its machine, which ends whatever is left in the guest.
+            if !last && self.death.borrow().is_none() {
                 remove_in_guest(&m.agent, container).await;
             }
             if let Err(err) = m.share.remove_container(&id) {
