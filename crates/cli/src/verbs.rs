@@ -16,6 +16,8 @@ use crate::{query, signals};
 
 /// How long a killed container may take to be seen as stopped.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+/// How long a daemon may take to end a container before `delete --force` does without it.
+const FORCE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a daemon may take to go after it was told to.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -101,14 +103,20 @@ pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError
     let run_dir = store.run_dir(id);
     let mut hooks_ran = false;
     if let Some(daemon) = Daemon::connect(&run_dir).await {
-        match ended_by(&daemon, id, force).await {
+        let ended = if force {
+            let hung = || Err(CliError::Daemon("the sandbox's daemon does not answer; it is killed".into()));
+            tokio::time::timeout(FORCE_PATIENCE, ended_by(&daemon, id, force)).await.unwrap_or_else(|_| hung())
+        } else {
+            ended_by(&daemon, id, force).await
+        };
+        match ended {
             Ok(()) => hooks_ran = true,
             Err(err @ CliError::State { .. }) => return Err(err),
             // A daemon that cannot do it is cleaned up after.
             Err(err) if force => eprintln!("kata-runtime: {err}"),
             Err(err) => return Err(err),
         }
-        if daemon.shutdown(id).await.is_ok() {
+        if hooks_ran && daemon.shutdown(id).await.is_ok() {
             wait_gone(&run_dir).await;
         }
     }

@@ -1,6 +1,7 @@
 //! Removing what a sandbox left behind, from its state file alone: after any crash, at any point.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use kata_vmm::spawn::kill_recorded;
 use thiserror::Error;
 
 use crate::hostcgroup::HostCgroup;
+use crate::key::task_socket;
 use crate::state::{ProcessRecord, StateError, StateFile};
 
 /// How long killed processes may take to go.
@@ -39,8 +41,8 @@ pub struct Remains {
 }
 
 /// Ends every process of the sandbox, and removes its mounts, cgroups and directory. Where there is no state file
-/// (never written, or damaged) its processes have gone with its daemon, the directory shows the rest, and
-/// `cgroups_path`, the spec's, tells the cgroup. Safe to call twice, and when nothing is there.
+/// (never written, or damaged) the daemon is found by its socket, its processes go with it, the directory shows the rest,
+/// and `cgroups_path`, the spec's, tells the cgroup. Safe to call twice, and when nothing is there.
 ///
 /// # Errors
 /// [`CleanupError`]; what could be removed is removed all the same.
@@ -49,26 +51,42 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
         Ok(state) => Remains { state, damaged: None },
         Err(err) => Remains { state: None, damaged: Some(err) },
     };
-    let killed = remains.state.as_ref().map_or(Ok(()), kill_all);
-    kata_storage::remove_run_dir(run_dir)?;
+    let killed = kill_all(run_dir, remains.state.as_ref());
+    let removed = kata_storage::remove_run_dir(run_dir);
     match (&remains.state, cgroups_path) {
         (Some(state), _) => HostCgroup { dirs: state.cgroups.clone() }.remove(),
         (None, Some(path)) => HostCgroup::find(path).remove(),
         (None, None) => {}
     }
-    killed.map(|()| remains)
+    killed?;
+    removed?;
+    Ok(remains)
 }
 
-fn kill_all(state: &StateFile) -> Result<(), CleanupError> {
-    let vm = state.vm.as_ref().map(|vm| ProcessRecord { pid: vm.pid, start_time: vm.start_time });
+fn kill_all(run_dir: &Path, state: Option<&StateFile>) -> Result<(), CleanupError> {
+    // The daemon first: it would report what we do as a crash.
+    let processes = match state {
+        Some(state) => {
+            let vm = state.vm.as_ref().map(|vm| ProcessRecord { pid: vm.pid, start_time: vm.start_time });
+            [state.daemon, vm, state.fs]
+        }
+        // The kernel ends its children with it.
+        None => [daemon_by_its_socket(run_dir), None, None],
+    };
     let me = std::process::id().cast_signed();
     let deadline = Instant::now() + GONE_WITHIN;
-    // The daemon first: it would report what we do as a crash.
     let mut done = Ok(());
-    for p in [state.daemon, vm, state.fs].into_iter().flatten().filter(|p| p.pid != me) {
+    for p in processes.into_iter().flatten().filter(|p| p.pid != me) {
         if let Err(source) = kill_recorded(p.pid, p.start_time, deadline) {
             done = done.and(Err(CleanupError::Process { pid: p.pid, source }));
         }
     }
     done
+}
+
+/// Whoever listens at the sandbox's socket, if anyone does.
+fn daemon_by_its_socket(run_dir: &Path) -> Option<ProcessRecord> {
+    let socket = UnixStream::connect(task_socket(run_dir)).ok()?;
+    let listener = rustix::net::sockopt::socket_peercred(&socket).ok()?;
+    ProcessRecord::of(listener.pid.as_raw_nonzero().get())
 }

@@ -144,6 +144,21 @@ fn a_damaged_state_file_does_not_hold_up_a_deletion() {
 }
 
 #[test]
+fn a_daemon_that_hangs_is_killed_by_force_also_without_its_state_file() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let cgroup = format!("/kata-wrong-{}", std::process::id());
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]).with(|s| s["linux"]["cgroupsPath"] = json!(cgroup));
+    rt.create(&bundle, "hung");
+    let sandbox = rt.sandbox("hung");
+    let daemon = nix::unistd::Pid::from_raw(sandbox.pid("daemon"));
+    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    std::fs::write(sandbox.dir.join("state.json"), "{").unwrap();
+    let out = rt.cmd(["delete", "--force", "hung"]).ok();
+    assert!(out.err().contains("does not answer") && out.err().contains("state.json"), "{}", out.report());
+}
+
+#[test]
 fn flags_that_are_none_name_themselves() {
     let _leaks = Guard::new();
     let rt = Runtime::new();
