@@ -27,6 +27,8 @@ pub const KERNEL: &[&str] = &[
     "xz-utils",
     "python3-minimal",
 ];
+/// What checks licences, sources and advisories of dependencies.
+pub const LICENCE_CHECK: (&str, &str) = ("cargo-deny", "0.20.2");
 /// A vsock device in a program of its own: the agent's vsock is tested with it where the host's kernel has none.
 pub const VSOCK_DEVICE: (&str, &str) = ("vhost-device-vsock", "0.3.0");
 /// The engines and tools of the whole-system tests.

@@ -1,6 +1,6 @@
 //! What must hold before a change is sent. Everything runs even if something fails, so that one run tells all.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::{arrows, deps, run};
 
@@ -48,9 +48,16 @@ pub fn run() -> Result<()> {
 }
 
 fn licences() -> Result<()> {
-    if !run::succeeds("cargo", &["deny", "--version"]) {
-        eprintln!("    SKIPPED: cargo-deny is not installed (`cargo install --locked cargo-deny`)");
+    let (name, version) = deps::LICENCE_CHECK;
+    let deny = deps::program(name, version)?.to_string_lossy().into_owned();
+    run::check(&mut run::cmd(&deny, ["--all-features", "check", "bans", "licenses", "sources"]))?;
+    let advisories = run::cmd(&deny, ["--all-features", "check", "advisories"]).output()?;
+    let said = String::from_utf8_lossy(&advisories.stderr);
+    if said.contains("failed to fetch advisory database") {
+        eprintln!("    SKIPPED: advisories: their database cannot be fetched here");
         return Ok(());
     }
-    run::check(&mut run::cargo(["deny", "--all-features", "check"]))
+    eprint!("{said}");
+    ensure!(advisories.status.success(), "cargo-deny found advisories");
+    Ok(())
 }

@@ -107,7 +107,7 @@ pub struct ExecArgs {
     /// A terminal.
     #[arg(short, long)]
     pub tty: bool,
-    /// uid[:gid].
+    /// uid or uid:gid.
     #[arg(short, long)]
     pub user: Option<String>,
     /// Supplementary groups.

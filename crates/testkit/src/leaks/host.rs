@@ -69,7 +69,7 @@ struct Mount {
     point: String,
     kind: String,
     source: String,
-    /// In its file system; "net:[4026531840]" for a network namespace.
+    /// In its file system; `net:[4026531840]` for a network namespace.
     root: String,
 }
 
