@@ -66,7 +66,7 @@ pub struct ContainerRecord {
 /// What is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateFile {
-    /// [`VERSION`].
+    /// The version of this form.
     pub version: u32,
     /// The sandbox's id.
     pub id: String,

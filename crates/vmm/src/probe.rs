@@ -168,7 +168,7 @@ fn read_report(mut out: std::process::ChildStdout, mut deadline: Instant) -> Str
     }
 }
 
-/// What the probe's words mean: "running", then "ok <microseconds>" or "bad <reason>".
+/// What the probe's words mean: "running", then `ok MICROSECONDS` or `bad REASON`.
 fn judge(report: &str) -> AccelVerdict {
     let mut verdict = AccelVerdict { usable: false, reason: "the probe of KVM said nothing in time".to_owned() };
     for line in report.lines() {
