@@ -167,8 +167,14 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
         tag: SHARE_TAG.into(),
         socket: fs.connect().map_err(BootError::FsSocket)?,
     };
-    vm.attach(device).await?;
-    vm.resume().await.map_err(BootError::Run)?;
+    let begins = match vm.attach(device).await {
+        Ok(_) => vm.resume().await.map_err(BootError::Run),
+        Err(err) => Err(err.into()),
+    };
+    if let Err(err) = begins {
+        let died = exit_of(vm.as_ref()).await.map(|exit| BootError::Died { exit, console: vm.console().tail() });
+        return Err(died.unwrap_or(err));
+    }
     let agent = connect(vm.as_mut(), deadline).await?;
     let booted = begun.elapsed() - launched;
     let mut machine = Machine { vm, fs, share, agent, has: Resources { memory, vcpus }, online_vcpus: 1 };
