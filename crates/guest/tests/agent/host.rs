@@ -97,22 +97,27 @@ async fn connected(socket: &Path) -> UnixStream {
     }
 }
 
-/// A connection to a port of the guest, once somebody listens there.
+/// A connection to a port of the guest, once somebody listens there. While the guest boots the device hangs up, or takes
+/// the request and forgets it.
 async fn vsock(socket: &Path, port: u32) -> UnixStream {
     loop {
-        let mut stream = connected(socket).await;
-        // Before there is a guest the device hangs up, here or below.
-        let _ = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
-        let mut answer = Vec::new();
-        while let Ok(byte) = stream.read_u8().await {
-            if byte == b'\n' {
-                assert!(answer.starts_with(b"OK "), "{answer:?}");
-                return stream;
-            }
-            answer.push(byte);
+        let attempt = tokio::time::timeout(Duration::from_secs(2), vsock_now(socket, port));
+        if let Ok(Ok(stream)) = attempt.await {
+            return stream;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+async fn vsock_now(socket: &Path, port: u32) -> std::io::Result<UnixStream> {
+    let mut stream = connected(socket).await;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\n") {
+        answer.push(stream.read_u8().await?);
+    }
+    assert!(answer.starts_with(b"OK "), "{answer:?}");
+    Ok(stream)
 }
 
 async fn mux(socket: &Path) -> Way {
