@@ -172,8 +172,7 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
         Err(err) => Err(err.into()),
     };
     if let Err(err) = begins {
-        let died = exit_of(vm.as_ref()).await.map(|exit| BootError::Died { exit, console: vm.console().tail() });
-        return Err(died.unwrap_or(err));
+        return Err(died_or(vm.as_ref(), err).await);
     }
     let agent = connect(vm.as_mut(), deadline).await?;
     let booted = begun.elapsed() - launched;
@@ -185,21 +184,21 @@ pub async fn boot(spec: &BootSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> 
             Ok(machine)
         }
         Err(source) => {
-            let console = machine.vm.console();
-            Err(match exit_of(machine.vm.as_ref()).await {
-                Some(exit) => BootError::Died { exit, console: console.tail() },
-                None => BootError::Prepare { source, console: console.tail() },
-            })
+            let console = machine.vm.console().tail();
+            Err(died_or(machine.vm.as_ref(), BootError::Prepare { source, console }).await)
         }
     }
 }
 
-/// The exit of a VMM that has just died, if it has: a connection that breaks is often the first sign of it, and the
-/// exit says more.
-async fn exit_of(vm: &dyn Vm) -> Option<VmExit> {
+/// The error as it is, or the exit of a VMM that has just died: a connection that breaks is often the first sign of that,
+/// and the exit says more.
+async fn died_or(vm: &dyn Vm, err: BootError) -> BootError {
     let mut exited = vm.exited();
     let exit = tokio::time::timeout(EXIT_SEEN_WITHIN, exited.wait_for(Option::is_some)).await;
-    exit.ok().and_then(Result::ok).and_then(|exit| exit.clone())
+    match exit.ok().and_then(Result::ok).and_then(|exit| exit.clone()) {
+        Some(exit) => BootError::Died { exit, console: vm.console().tail() },
+        None => err,
+    }
 }
 
 async fn connect(vm: &mut dyn Vm, deadline: Instant) -> Result<AgentClient, BootError> {
@@ -218,10 +217,10 @@ async fn connect(vm: &mut dyn Vm, deadline: Instant) -> Result<AgentClient, Boot
     };
     match result {
         Ok(client) => Ok(client),
-        Err(source) => match exit_of(vm).await {
-            Some(exit) => Err(BootError::Died { exit, console: vm.console().tail() }),
-            None => Err(BootError::Agent { source, console: vm.console().tail() }),
-        },
+        Err(source) => {
+            let console = vm.console().tail();
+            Err(died_or(vm, BootError::Agent { source, console }).await)
+        }
     }
 }
 
