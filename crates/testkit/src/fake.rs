@@ -2,6 +2,7 @@
 //! It is the second implementation of `kata-vmm`'s traits, for tests of what stands on them.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,7 +13,7 @@ use async_trait::async_trait;
 use kata_vmm::spawn::start_time;
 use kata_vmm::{
     Accel, AccelChoice, AgentAddr, Caps, Console, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError,
-    Resources, Stop, Unsupported, Vm, VmExit, VmProcesses, VmRecord, VmSpec, Vmm,
+    Resources, SaveError, Stop, Unsupported, Vm, VmExit, VmProcesses, VmRecord, VmSpec, Vmm,
 };
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -55,6 +56,7 @@ impl FakeVmm {
             hotplug_nic: false,
             hotplug_memory: true,
             hotplug_cpu: false,
+            snapshots: false,
             vsock: false,
             accel,
         };
@@ -75,6 +77,10 @@ impl Vmm for FakeVmm {
 
     fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    fn shape(&self, _: &VmSpec) -> Result<Option<String>, LaunchError> {
+        Ok(None)
     }
 
     async fn launch(&self, spec: VmSpec, deadline: Instant) -> Result<Box<dyn Vm>, LaunchError> {
@@ -205,6 +211,10 @@ impl Vm for FakeVm {
     async fn resume(&mut self) -> Result<(), DeviceError> {
         self.calls.add("resume");
         Ok(())
+    }
+
+    async fn save(&mut self, _: File, _: File) -> Result<(), SaveError> {
+        Err(Unsupported { operation: "save a process".into(), by: NAME.into() }.into())
     }
 
     fn record(&self) -> VmRecord {

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use kata_vmm::spawn::{Bind, Root};
-use kata_vmm::{Accel, VmSpec};
+use kata_vmm::{Accel, Begin, MemorySharing, VmSpec};
 
 use crate::machine::Machine;
 
@@ -14,6 +14,8 @@ pub(crate) const QMP_FD: RawFd = 10;
 pub(crate) const AGENT_FD: RawFd = 11;
 /// The serial console.
 pub(crate) const CONSOLE_FD: RawFd = 12;
+/// The memory it boots with.
+pub(crate) const MEMORY_FD: RawFd = 13;
 
 /// How many PCI Express root ports there are: each takes one hot-plugged device, and costs boot time.
 pub(crate) const ROOT_PORTS: usize = 8;
@@ -42,16 +44,58 @@ fn firmware_dirs(binary: &Path) -> Vec<PathBuf> {
     own.into_iter().chain([PathBuf::from("/usr/share/qemu")]).collect()
 }
 
-/// The machine's quick firmware, if it is installed for this binary.
-pub(crate) fn firmware(binary: &Path, machine: &Machine) -> Option<&'static str> {
-    machine.quick_firmware.filter(|name| firmware_dirs(binary).iter().any(|dir| dir.join(name).is_file()))
+/// The file of a firmware, for its content.
+pub(crate) fn firmware_file(binary: &Path, name: &str) -> Option<PathBuf> {
+    firmware_dirs(binary).into_iter().map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-/// The arguments.
+/// The machine's quick firmware, if it is installed for this binary.
+pub(crate) fn firmware(binary: &Path, machine: &Machine) -> Option<&'static str> {
+    machine.quick_firmware.filter(|name| firmware_file(binary, name).is_some())
+}
+
+/// All the arguments.
 pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>) -> Vec<String> {
+    let mut args = vec!["-name".to_owned(), format!("kata-{}", spec.sandbox)];
+    args.extend(shape(spec, machine, accel, firmware));
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|&w| w.to_owned()));
+    // Shared, because the file daemon reads and writes the guest's buffers; a memfd, because nothing writes it back.
+    // Ours, so that a template can be written to it while QEMU starts, and read from it.
+    let share = match &spec.begin {
+        Begin::Restore(from) if from.sharing == MemorySharing::CopyOnWrite => "off",
+        _ => "on",
+    };
+    let size = spec.memory.0;
+    add(&[
+        "-object",
+        &format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{MEMORY_FD},share={share}"),
+    ]);
+    match &spec.begin {
+        Begin::Boot => {
+            add(&["-kernel", KERNEL, "-initrd", INITRD]);
+            add(&["-append", &boot_params(spec, machine, accel)]);
+        }
+        // What it booted is in its memory.
+        Begin::Restore(_) => add(&["-incoming", "defer"]),
+    }
+    args
+}
+
+fn boot_params(spec: &VmSpec, machine: &Machine, accel: Accel) -> String {
+    machine.kernel_params(accel, spec.debug, &spec.boot.params)
+}
+
+/// What must be alike where a VM was saved and where it is restored, as text: the machine, and what the guest was told.
+pub(crate) fn shape_text(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>) -> String {
+    let mut words = shape(spec, machine, accel, firmware);
+    words.push(boot_params(spec, machine, accel));
+    words.join("\n")
+}
+
+/// The arguments that make the machine.
+fn shape(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>) -> Vec<String> {
     let mut args = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&w| w.to_owned()));
-    add(&["-name", &format!("kata-{}", spec.sandbox)]);
     add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     let options = if machine.options.is_empty() { String::new() } else { format!(",{}", machine.options) };
@@ -73,16 +117,11 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware
     } else {
         add(&["-m", &format!("size={}M", spec.memory.0)]);
     }
-    // Shared, because the file daemon reads and writes the guest's buffers; a memfd, because nothing writes it back.
-    add(&["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory.0)]);
     if let Some(firmware) = firmware {
         add(&["-bios", firmware]);
     }
     // Stopped at first: a device that is plugged while the guest looks at its buses can be half seen, and lost.
     add(&["-S"]);
-    add(&["-kernel", KERNEL, "-initrd", INITRD]);
-    add(&["-append", &machine.kernel_params(accel, spec.debug, &spec.boot.params)]);
-
     add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
     add(&["-chardev", &format!("socket,id=console,fd={CONSOLE_FD}"), "-serial", "chardev:console"]);
     add(&["-chardev", &format!("socket,id=agent,fd={AGENT_FD},server=on,wait=off")]);
@@ -118,13 +157,16 @@ pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel
         }
     }
     binds.push(Bind::at(binary, binary));
-    binds.push(Bind::at(&spec.boot.kernel, KERNEL));
-    binds.push(Bind::at(&spec.boot.initrd, INITRD));
+    if matches!(spec.begin, Begin::Boot) {
+        binds.push(Bind::at(&spec.boot.kernel, KERNEL));
+        binds.push(Bind::at(&spec.boot.initrd, INITRD));
+    }
     let mut devices: Vec<_> = machine.devices.iter().map(Into::into).collect();
     if accel == Accel::Kvm {
         devices.push("/dev/kvm".into());
     }
-    Root { binds, devices }
+    // Its memory is opened by the path of a descriptor.
+    Root { binds, devices, proc: true }
 }
 
 #[cfg(test)]
@@ -145,6 +187,7 @@ mod tests {
             max_vcpus: 4,
             debug: false,
             cgroups: vec![],
+            begin: Begin::Boot,
         }
     }
 
@@ -180,8 +223,26 @@ mod tests {
         let mut fixed = spec();
         fixed.max_memory = fixed.memory;
         let args = arguments(&fixed, Machine::find("x86_64", "").unwrap(), Accel::Tcg, None).join(" ");
-        assert!(args.contains("-m size=128M -object") && !args.contains("slots"), "{args}");
+        assert!(args.contains("-m size=128M -S") && !args.contains("slots"), "{args}");
         assert!(!args.contains("-bios"), "{args}");
+    }
+
+    #[test]
+    fn a_restored_guest_boots_nothing_and_is_of_the_same_shape() {
+        let machine = Machine::find("x86_64", "").unwrap();
+        let boots = spec();
+        let mut restored = spec();
+        restored.sandbox = SandboxId::new("s2").unwrap();
+        let file = || std::fs::File::open("/dev/null").unwrap();
+        let sharing = MemorySharing::CopyOnWrite;
+        restored.begin = Begin::Restore(kata_vmm::Snapshot { state: file(), memory: file(), sharing });
+        let args = arguments(&restored, machine, Accel::Tcg, None).join(" ");
+        assert!(args.contains("share=off -incoming defer") && !args.contains("-kernel"), "{args}");
+        assert!(!root(&restored, Path::new("/usr/bin/q"), machine, Accel::Tcg).binds.iter().any(|b| b.source == Path::new("/k")));
+        let text = |spec: &VmSpec| shape_text(spec, machine, Accel::Tcg, None);
+        assert_eq!(text(&boots), text(&restored));
+        restored.boot.params.clear();
+        assert_ne!(text(&boots), text(&restored));
     }
 
     #[test]

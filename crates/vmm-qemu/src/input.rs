@@ -128,6 +128,7 @@ mod tests {
             max_vcpus: 2,
             debug: false,
             cgroups: vec![],
+            begin: kata_vmm::Begin::Boot,
         }
     }
 

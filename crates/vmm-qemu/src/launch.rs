@@ -1,17 +1,18 @@
 //! From a specification to a running VM.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use kata_vmm::spawn::{RLimit, Spawn, start_time};
-use kata_vmm::{AgentAddr, LaunchError, VmRecord, VmSpec};
+use kata_vmm::{AgentAddr, Begin, LaunchError, MemorySharing, VmRecord, VmSpec, snapshot};
 
-use crate::command::{self, AGENT_FD, CONSOLE_FD, QMP_FD};
+use crate::command::{self, AGENT_FD, CONSOLE_FD, MEMORY_FD, QMP_FD};
 use crate::qmp::{Qmp, QmpError};
 use crate::uid::UidLock;
-use crate::vm::{ConsoleReader, QemuVm, SocketFile};
+use crate::vm::{ConsoleReader, Parts, QemuVm, SocketFile};
 use crate::{NAME, Qemu, input, uid_dir};
 
 /// Enough for QEMU's devices, and little for one that was taken over.
@@ -40,6 +41,9 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
     let (console, console_theirs) = pair()?;
     let console = ConsoleReader::start(console).map_err(os("read the console's socket".to_owned()))?;
 
+    let (memory, filling) = memory(&spec)?;
+    let theirs = memory.try_clone().map_err(os("duplicate a descriptor".to_owned()))?;
+
     let mut spawn = Spawn::new(&binary)
         .args(command::arguments(&spec, qemu.machine, qemu.accel(), command::firmware(&binary, qemu.machine)))
         .root(command::root(&spec, &binary, qemu.machine, qemu.accel()))
@@ -52,7 +56,8 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
         .rlimit(RLimit::Core(0))
         .fd(QMP_FD, qmp_theirs.into())
         .fd(AGENT_FD, agent_listener.into())
-        .fd(CONSOLE_FD, console_theirs.into());
+        .fd(CONSOLE_FD, console_theirs.into())
+        .fd(MEMORY_FD, theirs.into());
     if let Some(lock) = &uid {
         spawn = spawn.user(lock.uid(), lock.uid());
     }
@@ -85,17 +90,48 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
         Err(QmpError::Refused(reason)) => return Err(LaunchError::Control { stage, reason }),
     };
     tracing::info!(pid = process.pid(), accel = %qemu.accel(), "QEMU answers");
-    Ok(QemuVm::new(
+    let parts = Parts {
         process,
         qmp,
         console,
-        AgentAddr::Serial { path: agent },
+        agent: AgentAddr::Serial { path: agent },
         agent_file,
         uid,
         record,
-        &spec,
-        qemu.accel(),
-    ))
+        memory,
+        accel: qemu.accel(),
+    };
+    let vm = QemuVm::new(parts, &spec);
+    if let Begin::Restore(from) = spec.begin {
+        let copied = match filling {
+            Some(filling) => filling.await.unwrap_or_else(|e| Err(io::Error::other(e))),
+            None => Ok(0),
+        };
+        copied.map_err(os("copy the template's memory".to_owned()))?;
+        vm.restore(from.state, deadline).await?;
+    }
+    Ok(vm)
+}
+
+/// A copy of a template's memory that is being made.
+type Filling = tokio::task::JoinHandle<io::Result<u64>>;
+
+/// The memory of the VM. A copy is made on a thread of its own, while QEMU starts.
+fn memory(spec: &VmSpec) -> Result<(File, Option<Filling>), LaunchError> {
+    let new = || snapshot::memory(spec.memory).map_err(os(format!("make {} of memory", spec.memory)));
+    let Begin::Restore(from) = &spec.begin else { return Ok((new()?, None)) };
+    let template = from.memory.try_clone().map_err(os("duplicate a descriptor".to_owned()))?;
+    let length = template.metadata().map_err(os("look at the template's memory".to_owned()))?.len();
+    if length != spec.memory.bytes() {
+        let text = format!("the template's memory has {length} bytes, and the VM is to have {}", spec.memory);
+        return Err(LaunchError::Size(text));
+    }
+    if from.sharing == MemorySharing::CopyOnWrite {
+        return Ok((template, None));
+    }
+    let memory = new()?;
+    let to = memory.try_clone().map_err(os("duplicate a descriptor".to_owned()))?;
+    Ok((memory, Some(tokio::task::spawn_blocking(move || snapshot::copy_sparse(&template, &to)))))
 }
 
 /// Makes the agent's listening socket. What a crashed predecessor left there is replaced.

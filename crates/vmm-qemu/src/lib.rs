@@ -5,6 +5,8 @@ mod input;
 mod launch;
 mod machine;
 mod qmp;
+mod shape;
+mod snapshot;
 mod uid;
 mod vm;
 
@@ -117,6 +119,7 @@ fn caps(accel: AccelChoice) -> Caps {
         hotplug_nic: false,
         hotplug_memory: true,
         hotplug_cpu: accel.accel == Accel::Kvm,
+        snapshots: true,
         vsock: Path::new("/dev/vhost-vsock").exists(),
         accel,
     }
@@ -130,6 +133,10 @@ impl Vmm for Qemu {
 
     fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    fn shape(&self, spec: &VmSpec) -> Result<Option<String>, LaunchError> {
+        shape::shape(self, spec).map(Some)
     }
 
     async fn launch(&self, mut spec: VmSpec, deadline: Instant) -> Result<Box<dyn Vm>, LaunchError> {

@@ -1,6 +1,7 @@
 //! A running QEMU.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,8 +12,8 @@ use async_trait::async_trait;
 use kata_types::Mib;
 use kata_vmm::spawn::Spawned;
 use kata_vmm::{
-    Accel, AgentAddr, Console, Device, DeviceError, DeviceId, GuestAddr, ResizeError, Resources, Stop, Vm, VmExit,
-    VmProcesses, VmRecord, VmSpec,
+    Accel, AgentAddr, Begin, Console, Device, DeviceError, DeviceId, GuestAddr, MemorySharing, ResizeError, Resources,
+    SaveError, Stop, Unsupported, Vm, VmExit, VmProcesses, VmRecord, VmSpec,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -100,11 +101,15 @@ enum Backend {
 /// A VM. Fields are dropped in their order: the process first, then what it used.
 pub(crate) struct QemuVm {
     process: Spawned,
-    qmp: Qmp,
+    pub(crate) qmp: Qmp,
     console: ConsoleReader,
     agent: AgentAddr,
     record: VmRecord,
     accel: Accel,
+    /// What it booted with, or, where that is copy-on-write, the template.
+    pub(crate) memory: File,
+    /// No other process can take part in the guest's memory.
+    private_memory: bool,
     boot_memory: Mib,
     max_memory: Mib,
     /// What the memory device was last asked to hold; none: it is not plugged yet.
@@ -116,19 +121,24 @@ pub(crate) struct QemuVm {
     _uid: Option<UidLock>,
 }
 
+/// What a launch has put together.
+pub(crate) struct Parts {
+    pub process: Spawned,
+    pub qmp: Qmp,
+    pub console: ConsoleReader,
+    pub agent: AgentAddr,
+    pub agent_file: SocketFile,
+    pub uid: Option<UidLock>,
+    pub record: VmRecord,
+    pub memory: File,
+    pub accel: Accel,
+}
+
 impl QemuVm {
-    #[allow(clippy::too_many_arguments, reason = "the parts of a launch, each made in its own step")]
-    pub(crate) fn new(
-        process: Spawned,
-        qmp: Qmp,
-        console: ConsoleReader,
-        agent: AgentAddr,
-        agent_file: SocketFile,
-        uid: Option<UidLock>,
-        record: VmRecord,
-        spec: &VmSpec,
-        accel: Accel,
-    ) -> QemuVm {
+    pub(crate) fn new(parts: Parts, spec: &VmSpec) -> QemuVm {
+        let Parts { process, qmp, console, agent, agent_file, uid, record, memory, accel } = parts;
+        let private_memory =
+            matches!(&spec.begin, Begin::Restore(from) if from.sharing == MemorySharing::CopyOnWrite);
         QemuVm {
             process,
             qmp,
@@ -136,6 +146,8 @@ impl QemuVm {
             agent,
             record,
             accel,
+            memory,
+            private_memory,
             boot_memory: spec.memory,
             max_memory: spec.max_memory,
             hot_memory: None,
@@ -148,7 +160,7 @@ impl QemuVm {
     }
 
     /// A command of ours; `operation` is for the error.
-    async fn command(
+    pub(crate) async fn command(
         &self,
         operation: &str,
         command: &str,
@@ -184,6 +196,10 @@ impl QemuVm {
     }
 
     async fn plug_fs(&mut self, id: DeviceId, tag: String, socket: OwnedFd) -> Result<GuestAddr, DeviceError> {
+        if self.private_memory {
+            let operation = "plug a vhost-user device into memory that is copy-on-write".to_owned();
+            return Err(Unsupported { operation, by: crate::NAME.to_owned() }.into());
+        }
         let index = self.free_port(&id)?;
         let operation = format!("plug the file system {}", id.0);
         let (chardev, fdname) = (format!("chr-{}", id.0), format!("fd-{}", id.0));
@@ -449,6 +465,10 @@ impl Vm for QemuVm {
 
     async fn resume(&mut self) -> Result<(), DeviceError> {
         self.command("resume", "cont", Value::Null, None).await.map(drop)
+    }
+
+    async fn save(&mut self, state: File, memory: File) -> Result<(), SaveError> {
+        self.write_snapshot(state, memory).await
     }
 
     fn record(&self) -> VmRecord {

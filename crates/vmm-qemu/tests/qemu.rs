@@ -4,6 +4,9 @@
 mod guest;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,7 +15,8 @@ use guest::{Guest, Shell};
 use kata_testkit::harness::{self, block_on};
 use kata_types::Mib;
 use kata_vmm::{
-    Accel, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError, Resources, Stop, Vm, VmSpec, Vmm,
+    Accel, Begin, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError, Resources, Snapshot,
+    Stop, Vm, VmSpec, Vmm,
 };
 use kata_vmm_qemu::{Qemu, QemuConfig, cleanup};
 
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
             ("devices_plugged_before_it_runs_are_found", devices_plugged_before_it_runs_are_found),
             ("memory_grows_and_shrinks", memory_grows_and_shrinks),
             ("cpus_are_all_present", cpus_are_all_present),
+            ("a_saved_guest_goes_on_in_others", a_saved_guest_goes_on_in_others),
+            ("a_damaged_snapshot_is_an_error", a_damaged_snapshot_is_an_error),
             ("a_launch_that_cannot_work_names_the_reason", a_launch_that_cannot_work_names_the_reason),
         ],
         Duration::from_secs(150),
@@ -134,7 +140,11 @@ fn qemu_is_jailed() {
                 .collect();
             seen.sort();
             seen.retain(|name| !["lib", "lib64"].contains(&name.as_str()));
-            assert_eq!(seen, ["dev", "etc", "initrd", "kernel", "usr"]);
+            assert_eq!(seen, ["dev", "etc", "initrd", "kernel", "proc", "usr"]);
+            let processes = std::fs::read_dir(format!("/proc/{pid}/root/proc")).unwrap();
+            let numbers = processes.filter(|e| e.as_ref().unwrap().file_name().as_encoded_bytes()[0].is_ascii_digit());
+            assert_eq!(numbers.count(), 1, "it sees itself and nobody else");
+            assert!(!Path::new(&format!("/proc/{pid}/root/proc/cmdline")).exists());
             let mounts = std::fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
             for mount in mounts.lines() {
                 assert!(mount.split(' ').nth(3).unwrap().split(',').any(|o| o == "ro"), "{mount}");
@@ -344,6 +354,93 @@ fn cpus_are_all_present() {
             assert!(vm.resize(Resources { memory: Mib(128), vcpus: 4 }).await.is_err());
         },
     );
+}
+
+/// A guest that was told `mark`, saved; with the shape it has.
+async fn saved(guest: &Guest, dir: &Path) -> (File, File, String) {
+    let file = |name: &str| File::options().read(true).write(true).create(true).truncate(true).open(dir.join(name));
+    let (state, memory) = (file("state").unwrap(), file("memory").unwrap());
+    let shape = driver().shape(&guest.spec(dir)).unwrap().unwrap();
+    let mut vm = boot(guest.spec(dir)).await;
+    let mut shell = connect(&*vm).await;
+    shell.ok("echo mark > /mark");
+    drop(shell);
+    vm.save(state.try_clone().unwrap(), memory.try_clone().unwrap()).await.unwrap();
+    vm.stop(Stop::Kill, soon()).await;
+    let size = |file: &File| file.metadata().unwrap().blocks() / 2;
+    println!("  state {} KiB, memory {} KiB", size(&state), size(&memory));
+    (state, memory, shape)
+}
+
+fn restored(guest: &Guest, dir: &Path, (state, memory): (&File, &File), sharing: MemorySharing) -> VmSpec {
+    let mut spec = guest.spec(dir);
+    let (state, memory) = (state.try_clone().unwrap(), memory.try_clone().unwrap());
+    spec.begin = Begin::Restore(Snapshot { state, memory, sharing });
+    spec
+}
+
+fn a_saved_guest_goes_on_in_others() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (state, memory, shape) = saved(&guest, dir.path()).await;
+        let sealed = kata_vmm::snapshot::memory(guest.spec(dir.path()).memory).unwrap();
+        kata_vmm::snapshot::copy_sparse(&memory, &sealed).unwrap();
+        kata_vmm::snapshot::seal(&sealed).unwrap();
+        let mut before = [0; 1 << 16];
+        sealed.read_exact_at(&mut before, 16 << 20).unwrap();
+        for (sharing, memory) in [(MemorySharing::Copied, &memory), (MemorySharing::CopyOnWrite, &sealed)] {
+            // Two at once: neither sees what the other writes.
+            let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let spec = |dir: &tempfile::TempDir| restored(&guest, dir.path(), (&state, memory), sharing);
+            assert_eq!(driver().shape(&spec(&one)).unwrap().unwrap(), shape);
+            let (mut one_vm, mut two_vm) = (boot(spec(&one)).await, boot(spec(&two)).await);
+            let (mut one_shell, mut two_shell) = (connect(&*one_vm).await, connect(&*two_vm).await);
+            one_shell.ok("echo one > /mine");
+            two_shell.ok("echo two > /mine");
+            assert_eq!(one_shell.ok("cat /mark /mine"), "mark\none\n");
+            assert_eq!(two_shell.ok("cat /mark /mine"), "mark\ntwo\n");
+            // What is plugged afterwards works as after a boot.
+            let disk = tempfile::tempfile().unwrap();
+            disk.set_len(1 << 20).unwrap();
+            let id = DeviceId("disk".into());
+            one_vm.attach(Device::Block { id: id.clone(), file: disk.into(), read_only: false }).await.unwrap();
+            one_shell.ok("i=0; while ! test -b /dev/vda; do i=$((i+1)); test $i -lt 500 || exit 1; usleep 10000; done");
+            let grown = one_vm.resize(Resources { memory: Mib(512), vcpus: 1 }).await.unwrap();
+            assert_eq!(grown.memory, Mib(512));
+            let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            if sharing == MemorySharing::CopyOnWrite {
+                let fs = Device::VhostUserFs { id: DeviceId("fs".into()), tag: "t".into(), socket: ours.into() };
+                let e = one_vm.attach(fs).await.unwrap_err();
+                assert!(matches!(e, DeviceError::Unsupported(_)), "{e}");
+            }
+            one_vm.stop(Stop::Kill, soon()).await;
+            two_vm.stop(Stop::Kill, soon()).await;
+        }
+        let mut after = [0; 1 << 16];
+        sealed.read_exact_at(&mut after, 16 << 20).unwrap();
+        assert!(before == after, "a clone has changed the template");
+    });
+}
+
+fn a_damaged_snapshot_is_an_error() {
+    let Some(guest) = Guest::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (state, memory, _) = saved(&guest, dir.path()).await;
+        let cut = tempfile::tempfile().unwrap();
+        (&state).rewind().unwrap();
+        std::io::copy(&mut (&state).take(5000), &mut &cut).unwrap();
+        let short = tempfile::tempfile().unwrap();
+        short.set_len(4096).unwrap();
+        for (state, memory, says) in [(&cut, &memory, "state"), (&state, &short, "memory")] {
+            let run = tempfile::tempdir().unwrap();
+            let spec = restored(&guest, run.path(), (state, memory), MemorySharing::Copied);
+            let Err(e) = driver().launch(spec, Instant::now() + BOOT).await else { panic!("it works") };
+            println!("  {e}");
+            assert!(e.to_string().contains(says), "{e}");
+        }
+    });
 }
 
 fn a_launch_that_cannot_work_names_the_reason() {

@@ -5,10 +5,13 @@
 //! [`Caps`], asked before anything is planned, and answered with [`Unsupported`] if asked all the same.
 
 mod console;
+mod identity;
 mod probe;
+pub mod snapshot;
 pub mod spawn;
 mod spec;
 
+use std::fs::File;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -16,9 +19,10 @@ use tokio::sync::watch;
 
 pub use console::{Console, ConsoleRing};
 pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
+pub use identity::content_digest;
 pub use spec::{
-    AgentAddr, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, ResizeError, Resources, Stop,
-    Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,
+    AgentAddr, Begin, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError,
+    Resources, SaveError, Snapshot, Stop, Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,
 };
 
 /// Something that can start a virtual machine: QEMU, or a fake that runs the agent as a local process.
@@ -30,8 +34,16 @@ pub trait Vmm: Send + Sync {
     /// What it can do on this host. Asked once, before the plan is made.
     fn caps(&self) -> &Caps;
 
+    /// What a saved guest is good for: a digest of all that shapes the VM of `spec` (binary, kernel, initrd and firmware
+    /// by their content, machine, CPU, sizes, parameters), and of nothing else. VMs of one shape can begin from the
+    /// same snapshot. `None`: this VMM has no snapshots.
+    ///
+    /// # Errors
+    /// [`LaunchError::Input`] for a file that cannot be read.
+    fn shape(&self, spec: &VmSpec) -> Result<Option<String>, LaunchError>;
+
     /// Starts the process; returns once the VMM answers its control channel, with the guest stopped before its first
-    /// instruction. What is plugged now is simply there when the guest looks at its buses; [`Vm::resume`] lets it run.
+    /// instruction, or where it was saved. What is plugged now is simply there when the guest looks at its buses; [`Vm::resume`] lets it run.
     /// On error or drop nothing is left behind: process, sockets, uid.
     async fn launch(&self, spec: VmSpec, deadline: Instant) -> Result<Box<dyn Vm>, LaunchError>;
 }
@@ -66,6 +78,9 @@ pub trait Vm: Send + Sync {
 
     /// Lets them go on, or begin.
     async fn resume(&mut self) -> Result<(), DeviceError>;
+
+    /// Stops the guest and writes what [`Begin::Restore`] takes into two empty files. The VM is of no further use.
+    async fn save(&mut self, state: File, memory: File) -> Result<(), SaveError>;
 
     /// What a later process needs to clean this VM up after a crash.
     fn record(&self) -> VmRecord;

@@ -1,5 +1,6 @@
 //! The data that crosses the driver's boundary.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -22,6 +23,8 @@ pub struct Caps {
     pub hotplug_memory: bool,
     /// vCPUs can be added to a running VM (never under software emulation: they are all present, and onlined).
     pub hotplug_cpu: bool,
+    /// A stopped VM can be saved, and others begun from what was saved.
+    pub snapshots: bool,
     /// The host has vsock for guests.
     pub vsock: bool,
     /// The accelerator and why it was chosen.
@@ -72,6 +75,38 @@ pub struct VmSpec {
     pub debug: bool,
     /// cgroups (absolute directories of cgroup.procs' parents) that the VMM's process joins before it runs.
     pub cgroups: Vec<PathBuf>,
+    /// How its guest comes to run.
+    pub begin: Begin,
+}
+
+/// How a guest comes to run.
+#[derive(Debug)]
+pub enum Begin {
+    /// From its kernel's first instruction.
+    Boot,
+    /// From where another one of the same shape ([`crate::Vmm::shape`]) was saved.
+    Restore(Snapshot),
+}
+
+/// A saved guest.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The state of its CPUs and devices; read from its beginning.
+    pub state: File,
+    /// Its memory, as long as the VM's boot memory; holes are zeros.
+    pub memory: File,
+    /// How the new VM gets that memory.
+    pub sharing: MemorySharing,
+}
+
+/// How VMs that begin from one snapshot have its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemorySharing {
+    /// Each has a copy, in which its devices' daemons can take part (vhost-user).
+    Copied,
+    /// All have the same pages, each until it writes to them. `memory` is a memfd sealed against writing. No other process
+    /// can take part in what a VM writes.
+    CopyOnWrite,
 }
 
 /// The name of a device within one VM: letters, digits, '-'; begins with a letter.
@@ -273,6 +308,25 @@ pub enum DeviceError {
         /// What was asked.
         operation: String,
         /// Its words.
+        reason: String,
+    },
+    /// Not with this VMM.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+/// Why a VM could not be saved.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The VMM refused or is gone.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// It did not finish, or what it wrote cannot be kept.
+    #[error("cannot {what}: {reason}")]
+    Write {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
         reason: String,
     },
     /// Not with this VMM.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cpio::NewcBuilder;
 use kata_types::{Mib, SandboxId};
-use kata_vmm::{AgentAddr, Boot, Vm, VmSpec};
+use kata_vmm::{AgentAddr, Begin, Boot, Vm, VmSpec};
 
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -80,6 +80,7 @@ impl Guest {
             max_vcpus: 2,
             debug: false,
             cgroups: vec![],
+            begin: Begin::Boot,
         }
     }
 }

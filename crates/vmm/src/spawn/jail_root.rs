@@ -60,6 +60,9 @@ pub(super) fn enter(root: &Root, user: Option<(u32, u32)>) -> Result<(), SpawnEr
     for (path, device) in devices {
         make_device(path, device, user).map_err(|e| SpawnError::new("make device", path.display().to_string(), e))?;
     }
+    if root.proc {
+        mount_proc().map_err(|e| SpawnError::new("mount", "/proc", e))?;
+    }
     pivot().map_err(|e| SpawnError::new("change to", "the new root", e))
 }
 
@@ -116,6 +119,14 @@ fn place(held: &Held) -> io::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Processes and nothing else of what /proc has (Documentation/filesystems/proc.rst, "subset"; Linux 5.8).
+fn mount_proc() -> io::Result<()> {
+    let at = Path::new(STAGE).join("proc");
+    fs::create_dir(&at)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
+    Ok(mount(Some("proc"), &at, Some("proc"), flags, Some("subset=pid"))?)
 }
 
 fn device_number(path: &Path) -> io::Result<u64> {

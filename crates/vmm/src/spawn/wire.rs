@@ -47,6 +47,9 @@ pub struct Root {
     pub binds: Vec<Bind>,
     /// Character devices to make, owned by the program's user: copies of the host's node at this path.
     pub devices: Vec<PathBuf>,
+    /// Whether the program sees its own processes (and no others: it must be in a pid namespace of its own) in /proc. It
+    /// can then open its descriptors by path.
+    pub proc: bool,
 }
 
 /// A file or directory of the host shown read-only, without set-id and devices, with all that is mounted below it.
