@@ -30,16 +30,17 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-storage", Side::Host, 4),
     ("kata-agent-client", Side::Host, 4),
     ("kata-sandbox", Side::Host, 5),
-    ("kata-shim", Side::Host, 6),
+    ("kata-factory", Side::Host, 6),
+    ("kata-shim", Side::Host, 7),
     // The command line is a client of the daemon, whose protocols are the shim's.
-    ("kata-cli", Side::Host, 7),
-    ("kata", Side::Host, 8),
+    ("kata-cli", Side::Host, 8),
+    ("kata", Side::Host, 9),
     ("kata-jail", Side::Guest, 3),
     ("kata-guest", Side::Guest, 4),
     ("kata-agent", Side::Guest, 5),
-    ("kata-testkit", Side::Test, 9),
-    ("kata-system-tests", Side::Test, 10),
-    ("xtask", Side::Test, 10),
+    ("kata-testkit", Side::Test, 10),
+    ("kata-system-tests", Side::Test, 11),
+    ("xtask", Side::Test, 11),
 ];
 
 #[derive(Deserialize)]

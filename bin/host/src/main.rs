@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     // Helpers re-execute /proc/self/exe under names of their own: the word tells.
     match word.as_str() {
         "sandbox-daemon" => return kata_shim::daemon::main(args.split_off(1)),
+        "factory-daemon" => return kata_shim::factory::main(args.split_off(1)),
         "virtiofsd" => return kata_storage::virtiofsd::main(args.split_off(1)),
         "spawn" => return kata_vmm::spawn::helper_main(args.split_off(1)),
         _ => {}

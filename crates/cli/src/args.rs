@@ -282,6 +282,9 @@ pub enum Verb {
         #[arg(short, long)]
         verbose: bool,
     },
+    /// VMs that begin before they are asked for.
+    #[command(subcommand)]
+    Factory(Factory),
     /// Prints the configuration in force.
     #[command(alias = "kata-env")]
     Env {
@@ -289,6 +292,21 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `factory`.
+#[derive(Debug, Subcommand)]
+pub enum Factory {
+    /// Makes the template and fills the pool of the configuration in force, and waits until that is done.
+    Init,
+    /// Shows templates and pools, and where a sandbox would come from now.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ends every pool and removes every template. Containers that run go on.
+    Destroy,
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use kata_factory::launch;
 use kata_oci::Spec;
-use kata_sandbox::{Launch, cleanup, launch};
+use kata_sandbox::{Launch, cleanup};
 
 use crate::args::CreateArgs;
 use crate::client::Daemon;

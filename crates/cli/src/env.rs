@@ -8,18 +8,12 @@ use serde::Serialize;
 
 use crate::error::CliError;
 
-/// Where this program is installed: `<prefix>/bin/kata`.
-pub fn prefix() -> PathBuf {
-    let exe = std::env::current_exe().unwrap_or_default();
-    exe.parent().and_then(Path::parent).unwrap_or(Path::new("/usr")).to_owned()
-}
-
 /// The configuration, as the daemon will load it.
 ///
 /// # Errors
 /// [`kata_config::ConfigError`].
 pub fn load(file: Option<&Path>) -> Result<Loaded, CliError> {
-    Ok(kata_config::load(file, &prefix())?)
+    Ok(kata_factory::config(file)?)
 }
 
 /// The accelerator that the configuration asks for.

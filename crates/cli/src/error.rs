@@ -57,6 +57,9 @@ pub enum CliError {
     /// The state file.
     #[error(transparent)]
     StateFile(#[from] kata_sandbox::StateError),
+    /// The factory.
+    #[error(transparent)]
+    Factory(#[from] kata_factory::control::ControlError),
     /// Wrong use.
     #[error("{0}")]
     Usage(String),

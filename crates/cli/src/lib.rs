@@ -9,6 +9,7 @@ mod env;
 mod error;
 mod events;
 mod exec;
+mod factory;
 mod features;
 pub mod kata_shim;
 mod log;
@@ -89,6 +90,7 @@ async fn run(args: Args) -> Result<u8, error::CliError> {
             Ok(0)
         }
         Verb::Check { verbose } => check::check(global.config.as_deref(), verbose),
+        Verb::Factory(verb) => factory::factory(global.config.as_deref(), verb).await,
         Verb::Env { json } => env::env(global.config.as_deref(), json),
     }
 }

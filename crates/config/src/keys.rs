@@ -2,7 +2,7 @@
 
 /// Keys that are read, by table.
 pub const KNOWN: &[(&str, &[&str])] = &[
-    ("", &["hypervisor", "agent", "runtime"]),
+    ("", &["hypervisor", "agent", "runtime", "factory"]),
     ("hypervisor", &["qemu"]),
     (
         "hypervisor.qemu",
@@ -27,6 +27,7 @@ pub const KNOWN: &[(&str, &[&str])] = &[
     ("agent", &["kata"]),
     ("agent.kata", &["enable_debug", "kernel_modules"]),
     ("runtime", &["enable_debug", "disable_guest_seccomp"]),
+    ("factory", &["enable_template", "template_path", "vm_cache_number"]),
 ];
 
 /// Keys of upstream's that mean something to its users and that this build does not do (yet): refused with that
@@ -55,7 +56,7 @@ pub const NOT_HERE: &[&str] = &[
     "hypervisor.qemu.pcie_root_port",
     "hypervisor.qemu.hot_plug_vfio",
     "hypervisor.qemu.cold_plug_vfio",
-    "factory",
+    "factory.vm_cache_endpoint",
     "agent.kata.enable_tracing",
     "agent.kata.debug_console_enabled",
     "agent.kata.dial_timeout",

@@ -23,6 +23,20 @@ pub struct Config {
     pub agent: Agents,
     /// `[runtime]`.
     pub runtime: Runtime,
+    /// `[factory]`.
+    pub factory: Factory,
+}
+
+/// `[factory]`: VMs that begin before they are asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Factory {
+    /// VMs begin where one of their shape was saved, once it has been.
+    pub enable_template: bool,
+    /// The directory of what is saved.
+    pub template_path: PathBuf,
+    /// How many VMs wait for a sandbox; 0: none.
+    pub vm_cache_number: u32,
 }
 
 /// One table per driver.
@@ -129,6 +143,12 @@ impl Default for Qemu {
             uid_range: (400_000, 465_535),
             boot_timeout: 60,
         }
+    }
+}
+
+impl Default for Factory {
+    fn default() -> Self {
+        Factory { enable_template: true, template_path: "/run/kata/templates".into(), vm_cache_number: 0 }
     }
 }
 

@@ -9,6 +9,9 @@ use toml::{Table, Value};
 use crate::nearest::nearest;
 use crate::{Config, keys};
 
+/// The most VMs that may wait: each takes memory.
+const MAX_POOL: u32 = 1000;
+
 /// What was loaded and from where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
@@ -178,6 +181,13 @@ fn check_values(config: &Config) -> Result<(), String> {
     if q.uid_range.0 < 1000 || q.uid_range.1 < q.uid_range.0 {
         return fail("uid_range", "must be [first, last] with first at least 1000".into());
     }
+    let f = &config.factory;
+    if !f.template_path.is_absolute() {
+        return Err(format!("factory.template_path is {:?}; give an absolute path", f.template_path.display().to_string()));
+    }
+    if f.vm_cache_number > MAX_POOL {
+        return Err(format!("factory.vm_cache_number is {}; at most {MAX_POOL}", f.vm_cache_number));
+    }
     if q.boot_timeout == 0 {
         return fail("boot_timeout", "is 0 seconds; nothing boots in that".into());
     }
@@ -233,6 +243,9 @@ mod tests {
             ("[hypervisor.qemu]\nshared_fs = \"virtio-9p\"", "shared_fs"),
             ("[hypervisor.qemu\n", "not valid TOML"),
             ("[proxy.kata]\n", "unknown key proxy"),
+            ("[factory]\nvm_cache_number = 1001", "at most 1000"),
+            ("[factory]\ntemplate_path = \"x\"", "absolute path"),
+            ("[factory]\nvm_cache_endpoint = \"/x\"", "not supported"),
         ] {
             let got = error(text);
             assert!(got.contains(part) && got.contains("configuration.toml"), "{got}");
@@ -247,7 +260,7 @@ mod tests {
         let table = Table::try_from(Config::default()).unwrap();
         check_keys(Path::new("defaults"), "", &table).unwrap();
         let mut fields = 0;
-        for (name, keys) in keys::KNOWN.iter().filter(|(n, _)| n.contains('.') || *n == "runtime") {
+        for (name, keys) in keys::KNOWN.iter().filter(|(n, _)| n.contains('.') || ["runtime", "factory"].contains(n)) {
             let mut t = &table;
             for part in name.split('.') {
                 t = t[part].as_table().unwrap();

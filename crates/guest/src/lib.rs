@@ -15,6 +15,7 @@ mod engine;
 mod failure;
 mod fdio;
 mod hotplug;
+mod identity;
 mod inodes;
 mod json;
 mod local;

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::container::{Container, Context, blocking};
 use crate::failure::Failure;
+use crate::identity;
 use crate::inodes;
 use crate::oom::Oom;
 use crate::params::Params;
@@ -40,18 +41,26 @@ enum Slot {
     Ready(Arc<Container>),
 }
 
+#[derive(Default)]
 struct Sandbox {
+    /// Empty as long as it waits for it.
     id: String,
     storages: Vec<PathBuf>,
     /// Ends with the sandbox.
     inodes: Option<AbortHandle>,
 }
 
-impl Drop for Sandbox {
-    fn drop(&mut self) {
+impl Sandbox {
+    fn stop_watching(&self) {
         if let Some(watch) = &self.inodes {
             watch.abort();
         }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.stop_watching();
     }
 }
 
@@ -73,11 +82,18 @@ impl Guest {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prepares the guest: host name, name servers, modules, storages.
+    /// Prepares the guest: host name, name servers, modules, storages. A guest that was prepared without an id, before
+    /// its sandbox was known, is given its id and all the rest by a second call.
     pub async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), Failure> {
         let mut sandbox = self.sandbox.lock().await;
-        if let Some(there) = &*sandbox {
-            return Err(Failure::Exists(format!("this guest is sandbox {} already", there.id)));
+        match &*sandbox {
+            Some(there) if !there.id.is_empty() => {
+                return Err(Failure::Exists(format!("this guest is sandbox {} already", there.id)));
+            }
+            Some(_) if request.sandbox_id.is_empty() => {
+                return Err(Failure::Exists("this guest is prepared already, and waits for its id".into()));
+            }
+            _ => {}
         }
         if !request.sandbox_id.is_empty() {
             SandboxId::new(request.sandbox_id.as_str()).map_err(|e| Failure::Invalid(e.to_string()))?;
@@ -93,19 +109,31 @@ impl Guest {
             rustix::system::sethostname(request.hostname.as_bytes())
                 .map_err(|e| Failure::io(format_args!("cannot set the host name {:?}", request.hostname), &e.into()))?;
         }
+        let named = !request.sandbox_id.is_empty();
         let limit = request.storages.iter().filter_map(|storage| inodes::limit(&storage.driver_options)).min();
+        let first = sandbox.is_none();
         let storages = self.storages.clone();
         let points = blocking(move || {
             prepare_directory(&request.dns)?;
-            let mut all = vec![shared_memory()];
+            let mut all = if first { vec![shared_memory()] } else { Vec::new() };
             all.extend(request.storages);
             storages.add_all(&all).map_err(|e| Failure::internal(&e))
         })
         .await?;
+        if named && self.owns_machine {
+            identity::machine_id()?;
+        }
         log::info!("this is sandbox {:?}", request.sandbox_id);
         let inodes =
             limit.filter(|_| self.owns_machine).map(|limit| tokio::spawn(inodes::keep_below(limit)).abort_handle());
-        *sandbox = Some(Sandbox { id: request.sandbox_id, storages: points, inodes });
+        let mut prepared = sandbox.take().unwrap_or_default();
+        prepared.id = request.sandbox_id;
+        prepared.storages.extend(points);
+        if inodes.is_some() {
+            prepared.stop_watching();
+            prepared.inodes = inodes;
+        }
+        *sandbox = Some(prepared);
         Ok(())
     }
 
@@ -121,9 +149,10 @@ impl Guest {
                 other => result = result.and(other),
             }
         }
-        if let Some(there) = sandbox.take() {
+        if let Some(mut there) = sandbox.take() {
             let storages = self.storages.clone();
-            let released = blocking(move || storages.release(&there.storages).map_err(|e| Failure::internal(&e))).await;
+            let points = std::mem::take(&mut there.storages);
+            let released = blocking(move || storages.release(&points).map_err(|e| Failure::internal(&e))).await;
             result = result.and(released);
         }
         // What is unmounted is written back by that. The rest is memory, where there is no disk.

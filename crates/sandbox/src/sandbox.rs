@@ -24,7 +24,7 @@ use crate::error::SandboxError;
 use crate::events::{Event, Events};
 use crate::guest_log;
 use crate::hostcgroup::HostCgroup;
-use crate::machine::{self, BootSpec, Machine};
+use crate::machine::{self, BeginSpec, Identity, Machine};
 use crate::process::{Process, REASON_WITHIN};
 use crate::state::{ProcessRecord, StateFile};
 use crate::stdio::StdioSpec;
@@ -103,21 +103,53 @@ impl Sandbox {
     /// # Errors
     /// When its state file cannot be written.
     pub fn start(options: Options) -> Result<Arc<Sandbox>, SandboxError> {
+        let sandbox = Sandbox::new(options)?;
+        let early = Arc::clone(&sandbox);
+        // The boot overlaps with whatever the engine still does before it asks for a container.
+        tokio::spawn(async move { drop(early.boot(&mut *early.machine.lock().await).await) });
+        Ok(sandbox)
+    }
+
+    fn new(options: Options) -> Result<Arc<Sandbox>, SandboxError> {
         let mut state = StateFile::new(options.id.as_str());
         state.cgroups.clone_from(&options.cgroup.dirs);
         state.save(&options.run_dir)?;
-        let sandbox = Arc::new(Sandbox {
+        Ok(Arc::new(Sandbox {
             options,
             machine: AsyncMutex::new(MachineState::Cold),
             agent: watch::channel(None).0,
             death: watch::channel(None).0,
             containers: Mutex::new(BTreeMap::new()),
             state: Mutex::new(state),
-        });
-        let early = Arc::clone(&sandbox);
-        // The boot overlaps with whatever the engine still does before it asks for a container.
-        tokio::spawn(async move { drop(early.boot(&mut *early.machine.lock().await).await) });
+        }))
+    }
+
+    /// Makes a sandbox of a machine that has waited for one. Must be called within the runtime.
+    ///
+    /// # Errors
+    /// When the guest cannot be told who it is, or the state file cannot be written; the machine is stopped then.
+    pub async fn adopt(options: Options, mut machine: Machine) -> Result<Arc<Sandbox>, SandboxError> {
+        let begun = Instant::now();
+        machine.moved_to(&options.run_dir);
+        let sandbox = Sandbox::new(options)?;
+        let done = match machine.join_cgroups(&sandbox.options.cgroup) {
+            Ok(()) => machine.identify(&sandbox.identity()).await.map_err(SandboxError::from),
+            Err(err) => Err(SandboxError::Boot(err.to_string())),
+        };
+        if let Err(err) = done {
+            if let Err(err) = machine.stop().await {
+                tracing::warn!("{}", machine::chain(&err));
+            }
+            return Err(err);
+        }
+        sandbox.booted(&machine)?;
+        *sandbox.machine.lock().await = MachineState::Running(Box::new(machine));
+        tracing::info!(from = "pool", identified = ?begun.elapsed(), "the machine is up");
         Ok(sandbox)
+    }
+
+    fn identity(&self) -> Identity {
+        Identity { sandbox: self.options.id.clone(), hostname: self.options.hostname.clone() }
     }
 
     /// The sandbox's id.
@@ -128,14 +160,14 @@ impl Sandbox {
     /// Boots if need be; afterwards the state is Running, or this fails.
     async fn boot<'a>(self: &Arc<Self>, state: &'a mut MachineState) -> Result<&'a mut Machine, SandboxError> {
         if matches!(state, MachineState::Cold) {
-            let spec = BootSpec {
+            let spec = BeginSpec {
                 sandbox: self.options.id.clone(),
                 run_dir: self.options.run_dir.clone(),
                 config: self.options.config.clone(),
                 cgroups: self.options.cgroup.dirs.clone(),
-                hostname: self.options.hostname.clone(),
+                identity: Some(self.identity()),
             };
-            match machine::boot(&spec, self.options.vmm.as_ref()).await {
+            match machine::begin(&spec, self.options.vmm.as_ref()).await {
                 Ok(machine) => {
                     self.booted(&machine)?;
                     *state = MachineState::Running(Box::new(machine));

@@ -1,69 +1,33 @@
 //! `kata sandbox-daemon`: the process that is one sandbox.
 
+mod args;
+mod namespace;
+mod waiting;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
-use kata_config::Accelerator;
-use kata_sandbox::{HostCgroup, Options, Owner, Ready, Sandbox, attach_socket, task_socket};
+use kata_config::Config;
+use kata_sandbox::{HostCgroup, Machine, Options, Ready, Sandbox, attach_socket, task_socket};
 use kata_types::SandboxId;
-use kata_vmm::Accel;
-use kata_vmm_qemu::{Qemu, QemuConfig};
-use nix::mount::MsFlags;
-use nix::sched::CloneFlags;
+use kata_vmm_qemu::Qemu;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::attach::Attachments;
 use crate::service::TaskService;
 use crate::{attach, logging, publish};
+use args::Args;
 
-/// The daemon's arguments, as `kata_sandbox::launch` writes them.
-#[derive(Debug, Default)]
-struct Args {
-    run_dir: PathBuf,
-    id: String,
-    bundle: PathBuf,
-    namespace: Option<String>,
-    root: Option<PathBuf>,
-    config: Option<PathBuf>,
-    log: Option<PathBuf>,
-    events: Option<String>,
-    debug: bool,
-}
-
-impl Args {
-    fn parse(args: Vec<OsString>) -> Result<Args, String> {
-        let mut out = Args::default();
-        let mut args = args.into_iter();
-        while let Some(flag) = args.next() {
-            if flag == "--debug" {
-                out.debug = true;
-                continue;
-            }
-            let value = args.next().ok_or_else(|| format!("{} needs a value", flag.to_string_lossy()))?;
-            let text = || value.to_string_lossy().into_owned();
-            match flag.to_str() {
-                Some("--run-dir") => out.run_dir = value.clone().into(),
-                Some("--id") => out.id = text(),
-                Some("--bundle") => out.bundle = value.clone().into(),
-                Some("--namespace") => out.namespace = Some(text()),
-                Some("--root") => out.root = Some(value.clone().into()),
-                Some("--config") => out.config = Some(value.clone().into()),
-                Some("--log") => out.log = Some(value.clone().into()),
-                Some("--events") => out.events = Some(text()),
-                _ => return Err(format!("unknown argument {}", flag.to_string_lossy())),
-            }
-        }
-        Ok(out)
-    }
-}
+/// Threads for calls that block go again soon: each costs memory, and stays in the mount namespace it was made in.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Runs until the sandbox is shut down. `args`: without the mode's word.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -95,9 +59,10 @@ fn run(args: Vec<OsString>) -> Result<(), String> {
     logging::start(Some(args.log.as_deref().unwrap_or(&daemon_log)), args.debug);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
         .build()
         .map_err(|e| format!("no event loop: {e}"))?;
-    let done = runtime.block_on(serve(&args));
+    let done = if args.pool { runtime.block_on(waiting::wait(args)) } else { runtime.block_on(serve(&args)) };
     // Detached pumps may sit in a read that never ends.
     runtime.shutdown_background();
     done
@@ -110,93 +75,122 @@ fn detach() -> nix::Result<()> {
     let _ = nix::unistd::setsid();
     nix::unistd::chdir("/")?;
     kata_sys::fds::close_from(3).map_err(|e| nix::Error::from_raw(e.raw_os_error().unwrap_or(0)))?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+    namespace::own()
 }
 
-/// Where this program is installed: `<prefix>/bin/kata`.
-fn prefix() -> PathBuf {
-    let exe = std::env::current_exe().unwrap_or_default();
-    exe.parent().and_then(Path::parent).unwrap_or(Path::new("/usr")).to_owned()
+/// What a daemon listens at.
+struct Sockets {
+    tasks: UnixListener,
+    shims: UnixListener,
+}
+
+impl Sockets {
+    fn bind(run_dir: &Path) -> Result<Sockets, String> {
+        let tasks = UnixListener::bind(task_socket(run_dir)).map_err(|e| format!("the task socket: {e}"))?;
+        let shims = UnixListener::bind(attach_socket(run_dir)).map_err(|e| format!("the attach socket: {e}"))?;
+        Ok(Sockets { tasks, shims })
+    }
+}
+
+/// Whether a sandbox begins with a machine or has to get one.
+enum Has {
+    Machine(Box<Machine>),
+    Nothing,
 }
 
 async fn serve(args: &Args) -> Result<(), String> {
-    let loaded = kata_config::load(args.config.as_deref(), &prefix()).map_err(|e| e.to_string())?;
+    let loaded = kata_factory::config(args.config.as_deref()).map_err(|e| e.to_string())?;
     let mut config = loaded.config;
     if args.debug {
         config.runtime.enable_debug = true;
     }
-    let owner = match (&args.namespace, &args.root) {
-        (Some(namespace), _) => Owner::Containerd(namespace.clone()),
-        (None, Some(root)) => Owner::Oci(root.clone()),
-        (None, None) => return Err("--namespace or --root is needed".into()),
-    };
-    let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
-    let q = &config.hypervisor.qemu;
-    let vmm = Qemu::new(QemuConfig {
-        binary: q.path.clone(),
-        accel: match q.accelerator {
-            Accelerator::Auto => None,
-            Accelerator::Kvm => Some(Accel::Kvm),
-            Accelerator::Tcg => Some(Accel::Tcg),
-        },
-        uid_range: Some(q.uid_range),
-        machine: q.machine_type.clone(),
-    })
-    .map_err(|e| e.to_string())?;
-
-    let tasks = UnixListener::bind(task_socket(&args.run_dir)).map_err(|e| format!("the task socket: {e}"))?;
-    let shims = UnixListener::bind(attach_socket(&args.run_dir)).map_err(|e| format!("the attach socket: {e}"))?;
-    let (events, received) = mpsc::unbounded_channel();
-    // Last: from here on the sandbox's state file tells of it.
-    let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
-    let cgroup = HostCgroup::make(cgroups_path).map_err(|e| e.to_string())?;
-    let sandbox = Sandbox::start(Options {
-        id: SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?,
-        run_dir: args.run_dir.clone(),
-        config,
-        vmm: Arc::new(vmm),
-        cgroup: cgroup.clone(),
-        hostname: spec.hostname.clone(),
-        events,
-    })
-    .map_err(|e| {
-        cgroup.remove();
-        e.to_string()
-    })?;
-    let namespace = args.namespace.clone().unwrap_or_default();
-    let (stop, stopped) = oneshot::channel();
-    let publisher = tokio::spawn(publish::run(namespace, args.events.clone(), received, stopped));
-
-    let attachments = Attachments::default();
-    let exit = Arc::new(Notify::new());
-    let service = TaskService::new(Arc::clone(&sandbox), attachments.clone(), Arc::clone(&exit));
-    let mut server =
-        ttrpc::r#async::Server::new().add_listener(listener(tasks)).register_service(both_versions(Arc::new(service)));
-    server.start().await.map_err(|e| format!("the task service: {e}"))?;
-    tokio::spawn(attach::serve(shims, attachments, Arc::clone(&sandbox)));
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
-    tracing::info!(id = args.id, ?owner, config = ?loaded.files, "serving");
+    let vmm = Arc::new(kata_factory::driver(&config).map_err(|e| e.to_string())?);
+    let sockets = Sockets::bind(&args.run_dir)?;
+    tracing::info!(config = ?loaded.files, "configured");
+    let serving = Serving::begin(args, config, vmm, sockets, Has::Nothing).await?;
     answer(&Ready { pid: Some(std::process::id().cast_signed()), error: None });
+    serving.until_its_end(args).await
+}
 
-    tokio::select! {
-        () = exit.notified() => {}
-        _ = terminate.recv() => {
-            tracing::warn!("SIGTERM: the sandbox ends");
-            sandbox.shutdown().await;
+/// A sandbox and who it is served to.
+struct Serving {
+    sandbox: Arc<Sandbox>,
+    server: ttrpc::r#async::Server,
+    exit: Arc<Notify>,
+    terminate: Signal,
+    publisher: tokio::task::JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Serving {
+    async fn begin(
+        args: &Args,
+        config: Config,
+        vmm: Arc<Qemu>,
+        sockets: Sockets,
+        has: Has,
+    ) -> Result<Serving, String> {
+        let owner = args.owner()?;
+        let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
+        let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
+        let terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
+        let (events, received) = mpsc::unbounded_channel();
+        // Last: from here on the sandbox's state file tells of it.
+        let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
+        let cgroup = HostCgroup::make(cgroups_path).map_err(|e| e.to_string())?;
+        let options = Options {
+            id,
+            run_dir: args.run_dir.clone(),
+            config,
+            vmm,
+            cgroup: cgroup.clone(),
+            hostname: spec.hostname.clone(),
+            events,
+        };
+        let sandbox = match has {
+            Has::Nothing => Sandbox::start(options),
+            Has::Machine(machine) => Sandbox::adopt(options, *machine).await,
+        };
+        let sandbox = sandbox.map_err(|e| {
+            cgroup.remove();
+            e.to_string()
+        })?;
+        let namespace = args.namespace.clone().unwrap_or_default();
+        let (stop, stopped) = oneshot::channel();
+        let publisher = tokio::spawn(publish::run(namespace, args.events.clone(), received, stopped));
+
+        let attachments = Attachments::default();
+        let exit = Arc::new(Notify::new());
+        let service = TaskService::new(Arc::clone(&sandbox), attachments.clone(), Arc::clone(&exit));
+        let mut server = ttrpc::r#async::Server::new()
+            .add_listener(listener(sockets.tasks))
+            .register_service(both_versions(Arc::new(service)));
+        server.start().await.map_err(|e| format!("the task service: {e}"))?;
+        tokio::spawn(attach::serve(sockets.shims, attachments, Arc::clone(&sandbox)));
+        tracing::info!(id = args.id, ?owner, "serving");
+        Ok(Serving { sandbox, server, exit, terminate, publisher, stop })
+    }
+
+    async fn until_its_end(mut self, args: &Args) -> Result<(), String> {
+        tokio::select! {
+            () = self.exit.notified() => {}
+            _ = self.terminate.recv() => {
+                tracing::warn!("SIGTERM: the sandbox ends");
+                self.sandbox.shutdown().await;
+            }
         }
+        // The answer to Shutdown, and the last events, are still on their way.
+        drop(tokio::time::timeout(Duration::from_millis(500), self.server.shutdown()).await);
+        drop(self.server);
+        drop(self.sandbox);
+        // The publisher may have ended; then there is nothing to stop.
+        let _ = self.stop.send(());
+        drop(tokio::time::timeout(Duration::from_secs(2), self.publisher).await);
+        if let Err(err) = kata_storage::remove_run_dir(&args.run_dir) {
+            tracing::warn!("{err}");
+        }
+        Ok(())
     }
-    // The answer to Shutdown, and the last events, are still on their way.
-    drop(tokio::time::timeout(Duration::from_millis(500), server.shutdown()).await);
-    drop(server);
-    drop(sandbox);
-    // The publisher may have ended; then there is nothing to stop.
-    let _ = stop.send(());
-    drop(tokio::time::timeout(Duration::from_secs(2), publisher).await);
-    if let Err(err) = kata_storage::remove_run_dir(&args.run_dir) {
-        tracing::warn!("{err}");
-    }
-    Ok(())
 }
 
 fn listener(socket: UnixListener) -> ttrpc::r#async::transport::Listener {
@@ -222,17 +216,4 @@ fn both_versions(service: Arc<TaskService>) -> std::collections::HashMap<String,
         services.insert("containerd.task.v2.Task".into(), s);
     }
     services
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arguments() {
-        let args = |a: &[&str]| Args::parse(a.iter().map(OsString::from).collect());
-        let a = args(&["--run-dir", "/r", "--id", "x", "--bundle", "/b", "--root", "/o", "--debug"]).unwrap();
-        assert!(a.debug && a.root == Some("/o".into()) && a.id == "x");
-        assert!(args(&["--frob", "1"]).is_err() && args(&["--id"]).is_err());
-    }
 }

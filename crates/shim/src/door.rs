@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
-use kata_sandbox::{Launch, Owner, cleanup, launch, run_dir, run_hooks, task_socket};
+use kata_factory::launch;
+use kata_sandbox::{Launch, Owner, cleanup, run_dir, run_hooks, task_socket};
 use kata_types::{EXIT_LOST, SandboxId};
 
 use crate::{convert, options};

@@ -5,6 +5,7 @@ mod attach;
 mod convert;
 pub mod daemon;
 pub mod door;
+pub mod factory;
 mod logging;
 mod options;
 mod publish;

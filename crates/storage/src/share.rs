@@ -122,6 +122,31 @@ impl Share {
         &self.dir
     }
 
+    /// The run directory has been given another name, or is seen in another mount namespace of ours.
+    pub fn moved_to(&mut self, run_dir: &Path) {
+        self.dir = run_dir.join("share");
+    }
+
+    /// The share's mount, to be taken along into another mount namespace: a peer of this one, so that who sees what is
+    /// mounted in this one sees what will be mounted in that one.
+    ///
+    /// # Errors
+    /// [`ShareError::Os`].
+    pub fn carry(&self) -> Result<OwnedFd, ShareError> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        open_tree(CWD, &self.dir, flags).map_err(|e| os("take along the mount", &self.dir)(e.into()))
+    }
+
+    /// Mounts what was carried, in the mount namespace that is now this thread's.
+    ///
+    /// # Errors
+    /// [`ShareError::Os`].
+    pub fn put_down(&mut self, carried: OwnedFd) -> Result<(), ShareError> {
+        move_mount(carried, "", CWD, &self.dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|e| os("mount the share at", &self.dir)(e.into()))
+    }
+
     /// Makes a container's root file system: by the engine's mounts, one over the other, or, without any, as a view of
     /// `bundle_rootfs` with all that is mounted in it.
     ///

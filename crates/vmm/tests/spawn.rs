@@ -101,7 +101,7 @@ fn errors_name_the_step() {
         if root_needed() {
             let e = sleeper().capabilities(&["NO_SUCH"]).start(soon()).await.unwrap_err();
             assert_eq!((e.step.as_str(), e.what.as_str()), ("keep capability", "NO_SUCH"));
-            let root = Root { binds: vec![Bind::at("/no/such/file", "/file")], devices: vec![] };
+            let root = Root { binds: vec![Bind::at("/no/such/file", "/file")], devices: vec![], proc: false };
             let e = sleeper().pid_ns().root(root).start(soon()).await.unwrap_err();
             assert_eq!((e.step.as_str(), e.what.as_str()), ("open for the new root", "/no/such/file"));
         }
@@ -298,7 +298,7 @@ fn sees_only_its_root() {
     std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     let mut binds: Vec<Bind> = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64"].map(Bind::same).into();
     binds.push(Bind::at(file.path(), "/deep/file"));
-    let root = Root { binds, devices: vec!["/dev/null".into()] };
+    let root = Root { binds, devices: vec!["/dev/null".into()], proc: false };
     block_on(async {
         let script = "cd /; echo * >&3; cat /deep/file >&3; echo >&3; echo x >/dev/null && echo null >&3; \
                       for f in /usr/lib/x /deep/file /x; do (echo y >$f) || echo refused >&3; done; ls -ln /dev/null >&3";
