@@ -162,6 +162,11 @@ pub struct GuestTarget {
     pub rustflags: &'static str,
 }
 
+/// At a fixed address: QEMU without KVM translates code anew for every address that it runs at, and the agent's helpers
+/// run for every container and process (docs/decisions/0006).
+const FIXED: &str = "-C relocation-model=static";
+const FIXED_CRT_STATIC: &str = "-C relocation-model=static -C target-feature=+crt-static";
+
 /// musl where rustup has or gets it; else glibc, linked statically.
 pub fn guest_target() -> GuestTarget {
     let musl = match std::env::consts::ARCH {
@@ -169,14 +174,14 @@ pub fn guest_target() -> GuestTarget {
         _ => "x86_64-unknown-linux-musl",
     };
     if target_is_installed(musl) || (run::succeeds("rustup", &["target", "add", musl]) && target_is_installed(musl)) {
-        return GuestTarget { triple: musl, rustflags: "" };
+        return GuestTarget { triple: musl, rustflags: FIXED };
     }
     eprintln!("    the Rust target {musl} cannot be had; the agent is linked statically with glibc instead");
     let gnu = match std::env::consts::ARCH {
         "aarch64" => "aarch64-unknown-linux-gnu",
         _ => "x86_64-unknown-linux-gnu",
     };
-    GuestTarget { triple: gnu, rustflags: "-C target-feature=+crt-static" }
+    GuestTarget { triple: gnu, rustflags: FIXED_CRT_STATIC }
 }
 
 fn target_is_installed(target: &str) -> bool {

@@ -216,7 +216,7 @@ impl Kept {
             }
             News::Ended => {
                 let member = self.members.swap_remove(at);
-                tracing::warn!(number, "a waiting sandbox has ended: {}", member.last_words());
+                tracing::warn!(number, "a waiting sandbox has ended");
                 self.pool.discard(&member.dir);
                 self.pool.discard(&member.ready_dir());
                 if !member.ready {

@@ -3,6 +3,7 @@
 //! Only what a runtime on Linux reads is here. Unknown fields are ignored, as the specification demands
 //! (config.md, "Extensibility"). Structs are written by us: the `oci-spec` crate would add 2 MB.
 
+mod example;
 mod linux;
 mod load;
 mod process;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use example::example_spec;
 pub use linux::{
     BlockIo, Cpu, DeviceCgroup, HugepageLimit, IdMapping, Linux, LinuxDevice, Memory, Namespace, Pids, Resources,
     ThrottleDevice, WeightDevice,

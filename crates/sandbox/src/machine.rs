@@ -2,6 +2,7 @@
 
 mod begin;
 mod error;
+mod exercise;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -31,8 +31,14 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Runs until the sandbox is shut down. `args`: without the mode's word.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    let waits = args.iter().any(|a| a == "--pool");
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
+        // Its keeper logs what it says.
+        Err(text) if waits => {
+            println!("{text}");
+            ExitCode::FAILURE
+        }
         Err(text) => {
             tracing::error!("{text}");
             answer(&Ready { pid: None, error: Some(text) });

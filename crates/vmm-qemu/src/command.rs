@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use kata_types::Mib;
 use kata_vmm::spawn::{Bind, Root};
 use kata_vmm::{Accel, Begin, MemorySharing, VmSpec};
 
@@ -16,6 +17,12 @@ pub(crate) const AGENT_FD: RawFd = 11;
 pub(crate) const CONSOLE_FD: RawFd = 12;
 /// The memory it boots with.
 pub(crate) const MEMORY_FD: RawFd = 13;
+
+/// The buffer for translated code. QEMU's own default takes up to a gigabyte as the guest runs. One that is too small for
+/// what the guest does over and over is thrown away as often, which costs 0.1 s each time (docs/decisions/0004). A
+/// restored guest has not filled it with its boot, and must not come to the end of it in its first container (0006).
+const BUFFER_OF_BOOTED: Mib = Mib(32);
+const BUFFER_OF_RESTORED: Mib = Mib(40);
 
 /// How many PCI Express root ports there are: each takes one hot-plugged device, and costs boot time.
 pub(crate) const ROOT_PORTS: usize = 8;
@@ -65,6 +72,16 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware
         Begin::Restore(from) if from.sharing == MemorySharing::CopyOnWrite => "off",
         _ => "on",
     };
+    match accel {
+        Accel::Tcg => {
+            let buffer = match spec.begin {
+                Begin::Boot => BUFFER_OF_BOOTED,
+                Begin::Restore(_) => BUFFER_OF_RESTORED,
+            };
+            add(&["-accel", &format!("tcg,thread=multi,tb-size={}", buffer.0)]);
+        }
+        Accel::Kvm => add(&["-accel", "kvm"]),
+    }
     let size = spec.memory.0;
     add(&[
         "-object",
@@ -101,10 +118,8 @@ fn shape(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>)
     let options = if machine.options.is_empty() { String::new() } else { format!(",{}", machine.options) };
     add(&["-machine", &format!("{}{options},memory-backend=ram", machine.name)]);
     match accel {
-        // A small translation buffer: QEMU's own default takes up to a gigabyte as the guest runs. One that is too
-        // small for what the guest does over and over is thrown away as often (docs/decisions/0004).
-        Accel::Tcg => add(&["-accel", "tcg,thread=multi,tb-size=32", "-cpu", machine.tcg_cpu]),
-        Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+        Accel::Tcg => add(&["-cpu", machine.tcg_cpu]),
+        Accel::Kvm => add(&["-cpu", "host"]),
     }
     let boot_cpus = match accel {
         // No hot-plug of CPUs under TCG: all are there, and the agent onlines them.
@@ -172,7 +187,7 @@ pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kata_types::{Mib, SandboxId};
+    use kata_types::SandboxId;
     use kata_vmm::Boot;
 
     fn spec() -> VmSpec {
@@ -198,10 +213,10 @@ mod tests {
     #[test]
     fn tcg_has_all_cpus_at_boot_and_kvm_has_not() {
         let tcg = line(Accel::Tcg);
-        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=32 -cpu max"), "{tcg}");
+        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=32 ") && tcg.contains("-cpu max"), "{tcg}");
         assert!(tcg.contains("cpus=4,maxcpus=4"), "{tcg}");
         let kvm = line(Accel::Kvm);
-        assert!(kvm.contains("-accel kvm -cpu host") && kvm.contains("cpus=1,maxcpus=4"), "{kvm}");
+        assert!(kvm.contains("-accel kvm ") && kvm.contains("-cpu host") && kvm.contains("cpus=1,maxcpus=4"), "{kvm}");
     }
 
     #[test]
@@ -237,6 +252,7 @@ mod tests {
         let sharing = MemorySharing::CopyOnWrite;
         restored.begin = Begin::Restore(kata_vmm::Snapshot { state: file(), memory: file(), sharing });
         let args = arguments(&restored, machine, Accel::Tcg, None).join(" ");
+        assert!(args.contains("tb-size=40 "), "{args}");
         assert!(args.contains("share=off -incoming defer") && !args.contains("-kernel"), "{args}");
         assert!(!root(&restored, Path::new("/usr/bin/q"), machine, Accel::Tcg).binds.iter().any(|b| b.source == Path::new("/k")));
         let text = |spec: &VmSpec| shape_text(spec, machine, Accel::Tcg, None);

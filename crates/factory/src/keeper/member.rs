@@ -66,7 +66,7 @@ impl Member {
                         READY_WORD => News::Ready,
                         TAKEN_WORD => News::Taken,
                         other => {
-                            tracing::warn!(number, "a waiting sandbox says: {other}");
+                            tracing::warn!(number, "a sandbox that is to wait says: {other}");
                             continue;
                         }
                     };
@@ -98,12 +98,5 @@ impl Member {
     /// Tells it to end.
     pub(super) fn let_end(&mut self) {
         self.pipe = None;
-    }
-
-    /// The last line that it logged.
-    pub(super) fn last_words(&self) -> String {
-        let read = |dir: &Path| std::fs::read_to_string(dir.join("daemon.log"));
-        let text = read(&self.dir).or_else(|_| read(&self.ready_dir())).unwrap_or_default();
-        text.lines().last().unwrap_or("it said nothing").to_owned()
     }
 }

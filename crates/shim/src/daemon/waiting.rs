@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kata_config::Config;
 use kata_factory::handover::{self, Incoming, Name};
@@ -83,11 +84,14 @@ async fn begin(args: &Args, config: &Config, vmm: &Qemu) -> Result<Machine, Stri
         cgroups: Vec::new(),
         identity: None,
     };
-    let machine = begin_machine(&spec, vmm).await.map_err(|e| e.to_string())?;
+    let mut machine = begin_machine(&spec, vmm).await.map_err(|e| e.to_string())?;
     let (vm, fs) = machine.record();
     state.vm = Some(vm);
     state.fs = ProcessRecord::of(fs);
     state.save(&args.run_dir).map_err(|e| e.to_string())?;
+    let begun = Instant::now();
+    machine.exercise(&args.run_dir).await.map_err(|e| format!("the rehearsal failed: {e}"))?;
+    tracing::info!(took = ?begun.elapsed(), "rehearsed");
     Ok(machine)
 }
 
