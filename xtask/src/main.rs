@@ -13,6 +13,7 @@ mod install;
 mod kconfig;
 mod kernel;
 mod layout;
+mod mode;
 mod modules;
 mod oci_image;
 mod paths;

@@ -14,7 +14,9 @@ const UUID: &str = "/proc/sys/kernel/random/uuid";
 /// Gives the guest a machine id of its own.
 pub fn machine_id() -> Result<(), Failure> {
     let uuid = fs::read_to_string(UUID).map_err(|e| Failure::io(format_args!("cannot read {UUID}"), &e))?;
-    fs::write(MACHINE_ID, from_uuid(&uuid)).map_err(|e| Failure::io(format_args!("cannot write {MACHINE_ID}"), &e))
+    let id = from_uuid(&uuid);
+    log::info!("machine id {}", id.trim_end());
+    fs::write(MACHINE_ID, id).map_err(|e| Failure::io(format_args!("cannot write {MACHINE_ID}"), &e))
 }
 
 fn from_uuid(uuid: &str) -> String {

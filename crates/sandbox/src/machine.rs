@@ -108,6 +108,12 @@ impl Machine {
         cgroup.join(self.fs.pid())
     }
 
+    /// How one of its processes has ended, if one has.
+    pub fn ended(&self) -> Option<VmExit> {
+        let vm = self.vm.exited().borrow().clone();
+        vm.or_else(|| self.fs.exited().borrow().clone())
+    }
+
     /// The sandbox's directory has been given another name.
     pub fn moved_to(&mut self, run_dir: &Path) {
         self.share.moved_to(run_dir);
