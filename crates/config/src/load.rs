@@ -193,7 +193,10 @@ fn check_values(config: &Config) -> Result<(), String> {
     }
     let f = &config.factory;
     if !f.template_path.is_absolute() {
-        return Err(format!("factory.template_path is {:?}; give an absolute path", f.template_path.display().to_string()));
+        return Err(format!(
+            "factory.template_path is {:?}; give an absolute path",
+            f.template_path.display().to_string()
+        ));
     }
     if f.vm_cache_number > MAX_POOL {
         return Err(format!("factory.vm_cache_number is {}; at most {MAX_POOL}", f.vm_cache_number));
