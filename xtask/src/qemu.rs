@@ -105,8 +105,12 @@ fn home() -> PathBuf {
 fn build(recipe: &Recipe, version: Version) -> Result<PathBuf> {
     deps::ensure(deps::QEMU)?;
     fs::create_dir_all(home()).with_context(|| format!("cannot make {}", home().display()))?;
-    let _lock = lock(&home().join("lock"))?;
-    let source = match source::find(version, &home().join("apt")) {
+    let found = {
+        // Not the build's: what is there already need not wait for a build of another.
+        let _lock = lock(&home().join("apt.lock"))?;
+        source::find(version, &home().join("apt"))
+    };
+    let source = match found {
         Ok(source) => source,
         // Without the mirror, an earlier build of the same recipe will do.
         Err(err) => match newest_of(recipe, version) {
@@ -119,8 +123,13 @@ fn build(recipe: &Recipe, version: Version) -> Result<PathBuf> {
     };
     let inputs = Inputs { recipe: recipe.digest(version), source: source.version.clone(), linked: linked()? };
     let kept = home().join(inputs.key());
-    if files(&recipe.arch).iter().all(|(path, _)| kept.join(path).exists()) {
+    let whole = || files(&recipe.arch).iter().all(|(path, _)| kept.join(path).exists());
+    if whole() {
         return Ok(kept);
+    }
+    let _lock = lock(&home().join("lock"))?;
+    if whole() {
+        return Ok(kept); // somebody else built it while we waited
     }
     let work = home().join("work");
     remove_tree(&work)?;

@@ -72,8 +72,9 @@ fn debian_arch(arch: &str) -> Result<&'static str> {
 fn built_using(built: &Path) -> Result<BTreeSet<String>> {
     let text = fs::read_to_string(built.join("inputs")).context("cannot read what QEMU was built of")?;
     let mut sources: BTreeSet<String> = BTreeSet::from([format!("qemu (= {})", input(built, "source ")?)]);
-    // "linked PACKAGE VERSION SOURCE (= VERSION)"
-    sources.extend(text.lines().filter_map(|l| l.strip_prefix("linked ")?.splitn(3, ' ').nth(2)).map(str::to_owned));
+    // "linked PACKAGE VERSION SOURCE (= VERSION)". Of the compiler nothing is in it that had to be told.
+    let linked = text.lines().filter_map(|l| l.strip_prefix("linked ")?.splitn(3, ' ').nth(2));
+    sources.extend(linked.filter(|source| !source.starts_with("gcc-defaults ")).map(str::to_owned));
     Ok(sources)
 }
 
@@ -119,7 +120,11 @@ mod tests {
     fn the_sources_are_read_from_the_inputs() {
         let dir = std::env::temp_dir().join(format!("kata-xtask-deb-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("inputs"), "abc\nsource 1:7.2-1\nlinked libc6-dev 2.36 glibc (= 2.36)\n").unwrap();
+        fs::write(
+            dir.join("inputs"),
+            "abc\nsource 1:7.2-1\nlinked gcc 4:12 gcc-defaults (= 1)\nlinked libc6-dev 2.36 glibc (= 2.36)\n",
+        )
+        .unwrap();
         let found = built_using(&dir);
         fs::remove_dir_all(&dir).unwrap();
         assert_eq!(found.unwrap(), BTreeSet::from(["glibc (= 2.36)".to_owned(), "qemu (= 1:7.2-1)".to_owned()]));
