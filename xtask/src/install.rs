@@ -21,13 +21,16 @@ const MANIFEST: &str = "share/kata-containers/manifest";
 pub fn run(prefix: &Path) -> Result<()> {
     ensure!(prefix.is_absolute(), "the prefix must be an absolute path, and {} is not", prefix.display());
     deps::ensure(deps::BUILD)?;
-    deps::ensure(deps::RUN)?;
+    // Ours only if it has been built: that takes minutes, and the distribution's works too.
+    let qemu = qemu::pieces()?;
+    let which = if qemu.is_empty() {
+        deps::ensure(deps::RUN)?;
+        "the distribution's QEMU (`cargo xtask qemu` builds a smaller one)"
+    } else {
+        "our own QEMU"
+    };
     let kernel = guest::at_hand()?;
     let mut pieces = layout::pieces(Profile::Release, &kernel)?;
-    // Only if it has been built: that takes minutes, and the distribution's works too.
-    let qemu = qemu::pieces()?;
-    let which =
-        if qemu.is_empty() { "the distribution's QEMU (`cargo xtask qemu` builds a smaller one)" } else { "our QEMU" };
     pieces.extend(qemu);
     run::step(&format!("installing to {}", prefix.display()), || place(prefix, &pieces))?;
     eprintln!("    the guest boots {} on {which}", kernel.name);

@@ -29,6 +29,8 @@ const MEMORY: u32 = 256;
 struct Figures {
     greeting: Samples,
     answer: Samples,
+    /// With no kernel to load, as where a template is restored.
+    bare_answer: Samples,
     boot: Samples,
     memory: Vec<Memory>,
     libraries: usize,
@@ -72,9 +74,11 @@ fn measure(binaries: &[PathBuf], rounds: usize, kernel: &Path, work: &Path) -> R
     for round in 0..=rounds {
         for (binary, figures) in binaries.iter().zip(&mut all) {
             let one = || format!("measuring {}", binary.display());
-            let (greeting, answer) = time_to_qmp(binary, kernel).with_context(one)?;
+            let (greeting, answer) = time_to_qmp(binary, Some(kernel)).with_context(one)?;
+            let (_, bare_answer) = time_to_qmp(binary, None).with_context(one)?;
             figures.greeting.push_if(round > 0, greeting);
             figures.answer.push_if(round > 0, answer);
+            figures.bare_answer.push_if(round > 0, bare_answer);
             let (took, vm) = boot_to_init(booting(binary, kernel, &initrd)).with_context(one)?;
             figures.boot.push_if(round > 0, took);
             std::thread::sleep(SETTLE);
@@ -143,9 +147,12 @@ fn shaped(binary: &Path) -> Command {
 }
 
 /// From the start to the greeting, and to the first answer: the machine is complete only then.
-fn time_to_qmp(binary: &Path, kernel: &Path) -> Result<(Duration, Duration)> {
+fn time_to_qmp(binary: &Path, kernel: Option<&Path>) -> Result<(Duration, Duration)> {
     let mut command = shaped(binary);
-    command.args(["-S", "-serial", "null", "-qmp", "stdio", "-kernel"]).arg(kernel);
+    command.args(["-S", "-serial", "null", "-qmp", "stdio"]);
+    if let Some(kernel) = kernel {
+        command.arg("-kernel").arg(kernel);
+    }
     let start = Instant::now();
     let mut vm = Vm::start(command)?;
     vm.lines.get_mut().write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
@@ -197,6 +204,8 @@ fn calls(binary: &Path, kernel: &Path, initrd: &Path, work: &Path) -> Result<Cal
     let traced = booting(binary, kernel, initrd);
     let mut command = Command::new("strace");
     command.args(["-f", "-c", "-o"]).arg(&log).arg(traced.get_program()).args(traced.get_args());
+    // QEMU says there that it was told to end.
+    command.stderr(Stdio::null());
     let (_, mut vm) = boot_to_init(command)?;
     // strace ends when QEMU does; a killed strace would leave it running.
     let strace = vm.child.id();
@@ -234,6 +243,7 @@ fn print(binaries: &[PathBuf], rounds: usize, all: &[Figures]) -> Result<()> {
         );
         println!("    to the greeting   {}", figures.greeting);
         println!("    to its answer     {}", figures.answer);
+        println!("      with no kernel  {}", figures.bare_answer);
         println!("    boot to init      {}", figures.boot);
         let median = |of: fn(&Memory) -> u64| {
             let mut sorted: Vec<u64> = figures.memory.iter().map(of).collect();
