@@ -2,10 +2,10 @@
 //! what else the machine does falls on all alike.
 
 mod agent;
-mod boot;
+pub mod boot;
 mod engine;
 mod memory;
-mod stats;
+pub mod stats;
 
 use std::path::Path;
 use std::time::Duration;

@@ -208,4 +208,3 @@ fn kernel_module(text: &str) -> pb::KernelModule {
     module.parameters = words.collect();
     module
 }
-

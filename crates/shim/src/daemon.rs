@@ -129,13 +129,7 @@ struct Serving {
 }
 
 impl Serving {
-    async fn begin(
-        args: &Args,
-        config: Config,
-        vmm: Arc<Qemu>,
-        sockets: Sockets,
-        has: Has,
-    ) -> Result<Serving, String> {
+    async fn begin(args: &Args, config: Config, vmm: Arc<Qemu>, sockets: Sockets, has: Has) -> Result<Serving, String> {
         let owner = args.owner()?;
         let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
         let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;

@@ -45,8 +45,17 @@ pub(crate) fn port_path(index: usize) -> String {
     format!("{:02x}/00", FIRST_SLOT + index)
 }
 
+/// Where the firmware of our own build is (`packaging/qemu`), if `binary` is one by where it is installed.
+fn own_data(binary: &Path) -> Option<PathBuf> {
+    let dir = binary.parent().filter(|dir| dir.ends_with("libexec/kata-containers"))?;
+    Some(dir.parent()?.parent()?.join("share/kata-containers/qemu"))
+}
+
 /// Where the binary's own firmware is, and that of the distribution.
 fn firmware_dirs(binary: &Path) -> Vec<PathBuf> {
+    if let Some(data) = own_data(binary) {
+        return vec![data];
+    }
     let own = binary.parent().and_then(Path::parent).map(|prefix| prefix.join("share/qemu"));
     own.into_iter().chain([PathBuf::from("/usr/share/qemu")]).collect()
 }
@@ -152,8 +161,11 @@ fn shape(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>)
     args
 }
 
-/// What QEMU sees: its own binary with libraries and firmware, and what it boots; all read-only.
-pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel) -> Root {
+/// What a binary needs to start: for our own, which is static, its firmware; else libraries, and the distribution's.
+fn needs_of(binary: &Path) -> Vec<Bind> {
+    if let Some(data) = own_data(binary) {
+        return vec![Bind::same(data)];
+    }
     let mut binds: Vec<Bind> =
         ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/seabios"]
             .map(Bind::same)
@@ -171,6 +183,12 @@ pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel
             }
         }
     }
+    binds
+}
+
+/// What QEMU sees: its own binary with libraries and firmware, and what it boots; all read-only.
+pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel) -> Root {
+    let mut binds = needs_of(binary);
     binds.push(Bind::at(binary, binary));
     if matches!(spec.begin, Begin::Boot) {
         binds.push(Bind::at(&spec.boot.kernel, KERNEL));
@@ -254,11 +272,27 @@ mod tests {
         let args = arguments(&restored, machine, Accel::Tcg, None).join(" ");
         assert!(args.contains("tb-size=40 "), "{args}");
         assert!(args.contains("share=off -incoming defer") && !args.contains("-kernel"), "{args}");
-        assert!(!root(&restored, Path::new("/usr/bin/q"), machine, Accel::Tcg).binds.iter().any(|b| b.source == Path::new("/k")));
+        assert!(
+            !root(&restored, Path::new("/usr/bin/q"), machine, Accel::Tcg)
+                .binds
+                .iter()
+                .any(|b| b.source == Path::new("/k"))
+        );
         let text = |spec: &VmSpec| shape_text(spec, machine, Accel::Tcg, None);
         assert_eq!(text(&boots), text(&restored));
         restored.boot.params.clear();
         assert_ne!(text(&boots), text(&restored));
+    }
+
+    #[test]
+    fn our_own_build_sees_no_library_and_finds_its_firmware_beside_it() {
+        let machine = Machine::find("x86_64", "").unwrap();
+        let binary = Path::new("/opt/k/libexec/kata-containers/qemu-system-x86_64");
+        assert_eq!(firmware_dirs(binary), [Path::new("/opt/k/share/kata-containers/qemu")]);
+        let root = root(&spec(), binary, machine, Accel::Tcg);
+        assert!(root.binds.contains(&Bind::same("/opt/k/share/kata-containers/qemu")));
+        assert!(root.binds.iter().all(|bind| !bind.target.to_string_lossy().contains("lib/")), "{:?}", root.binds);
+        assert_eq!(root.binds.len(), 4, "firmware, binary, kernel and initrd: {:?}", root.binds);
     }
 
     #[test]

@@ -11,13 +11,27 @@ use anyhow::{Context, Result, bail};
 use crate::{image, run};
 
 /// What init says.
-const READY: &str = "init-is-running";
+pub const READY: &str = "init-is-running";
 /// A boot that takes longer has failed.
 const DEADLINE: &str = "60";
 /// As many as our driver plugs.
 const ROOT_PORTS: usize = 8;
 /// MiB, as our default.
 const MEMORY: u32 = 1024;
+
+/// The initrd of such a boot, with the busybox of `work/rootfs`: its init says [`READY`] and sleeps.
+///
+/// # Errors
+/// No busybox, or a place that cannot be written.
+pub fn initrd(work: &Path) -> Result<PathBuf> {
+    let initrd = work.join("bare.img");
+    let script = work.join("bare-init");
+    std::fs::write(&script, format!("#!/bin/busybox sh\necho {READY}\nexec /bin/busybox sleep 1000\n"))?;
+    let file = File::create(&initrd).with_context(|| format!("cannot write {}", initrd.display()))?;
+    let busybox = work.join("rootfs/bin/busybox");
+    image::write_with(BufWriter::new(file), &script, &[("bin/busybox", &busybox)], &[])?;
+    Ok(initrd)
+}
 
 /// A VM of our driver's shape without anything of ours in it.
 pub struct Bare {
@@ -33,13 +47,12 @@ impl Bare {
     /// # Errors
     /// No busybox, or a place that cannot be written.
     pub fn prepare(accel: &str, kernel: &Path, work: &Path) -> Result<Self> {
-        let initrd = work.join("bare.img");
-        let script = work.join("bare-init");
-        std::fs::write(&script, format!("#!/bin/busybox sh\necho {READY}\nexec /bin/busybox sleep 1000\n"))?;
-        let file = File::create(&initrd).with_context(|| format!("cannot write {}", initrd.display()))?;
-        let busybox = work.join("rootfs/bin/busybox");
-        image::write_with(BufWriter::new(file), &script, &[("bin/busybox", &busybox)], &[])?;
-        Ok(Bare { accel: accel.to_owned(), kernel: kernel.to_owned(), initrd, log: work.join("bare.log") })
+        Ok(Bare {
+            accel: accel.to_owned(),
+            kernel: kernel.to_owned(),
+            initrd: initrd(work)?,
+            log: work.join("bare.log"),
+        })
     }
 
     /// From the start of QEMU to init's first words.

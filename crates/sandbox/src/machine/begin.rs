@@ -83,7 +83,10 @@ pub async fn begin(spec: &BeginSpec, vmm: &dyn Vmm) -> Result<Machine, BootError
             };
             match done {
                 Err(err) if blames_template(&err) => {
-                    tracing::warn!("the template cannot be used, and is removed; the machine boots instead: {}", chain(&err));
+                    tracing::warn!(
+                        "the template cannot be used, and is removed; the machine boots instead: {}",
+                        chain(&err)
+                    );
                     if let Err(err) = templates.remove(template.shape()) {
                         tracing::warn!("{err}");
                     }
