@@ -307,6 +307,8 @@ fn a_sandbox_that_dies_while_it_waits_is_replaced_and_given_to_nobody() {
         let state: serde_json::Value = serde_json::from_slice(&std::fs::read(member.join("state.json")).unwrap()).unwrap();
         let pid = i32::try_from(state[part]["pid"].as_i64().unwrap()).unwrap();
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        // One taken in the very moment dies as one that was taken before.
+        wait::until("its end", SOON, || (!member.exists()).then_some(()));
         let bundle = Bundle::busybox(&factory.rt).args(["echo", "fine"]);
         let out = factory.rt.run(&bundle, "after").ok();
         assert_eq!(out.out(), "fine", "after kill -9 of a waiting sandbox's {part}");
