@@ -20,6 +20,8 @@ pub use error::{BootError, chain};
 
 /// How long after the agent's channel has closed the exit of whatever closed it may take to be seen.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
+/// How long a killed VMM may take to end.
+const STOP: Duration = Duration::from_secs(5);
 /// Processes of a machine that end because one of them did, end this soon.
 const TOGETHER: Duration = Duration::from_millis(100);
 
@@ -188,9 +190,20 @@ impl Machine {
         }
     }
 
+    /// Ends it when nothing in the guest has anything left to write. Returns when no file of the host's is in use any more;
+    /// the VMM, whose memory takes the kernel a while to free, is killed and goes meanwhile.
+    pub async fn leave(self) -> (Result<(), ShareError>, tokio::task::JoinHandle<()>) {
+        let Machine { mut vm, mut fs, share, .. } = self;
+        let going = tokio::spawn(async move { drop(vm.stop(Stop::Kill, Instant::now() + STOP).await) });
+        // The kill is under way before this waits.
+        tokio::task::yield_now().await;
+        fs.stop().await;
+        (share.remove_all(), going)
+    }
+
     /// Ends it; waits for its processes.
     pub async fn stop(mut self) -> Result<(), ShareError> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + STOP;
         tokio::join!(self.vm.stop(Stop::Kill, deadline), self.fs.stop());
         self.share.remove_all()
     }

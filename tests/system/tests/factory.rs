@@ -234,10 +234,12 @@ fn a_pool_gives_out_sandboxes_and_fills_again() {
         nix::mount::mount(Some("late"), &volume, Some("tmpfs"), none, None::<&str>).unwrap();
         std::fs::write(volume.join("file"), "late").unwrap();
         let script = "hostname; cat /volume/file; echo out > /volume/back; sleep 1000";
-        let bundle = Bundle::busybox(&factory.rt)
-            .sh(script)
-            .with(|spec| spec["hostname"] = host.clone().into())
-            .mount("/volume", "bind", &volume, &["rbind", "rw"]);
+        let bundle = Bundle::busybox(&factory.rt).sh(script).with(|spec| spec["hostname"] = host.clone().into()).mount(
+            "/volume",
+            "bind",
+            &volume,
+            &["rbind", "rw"],
+        );
         factory.rt.run_detached(&bundle, &id);
         assert_eq!(factory.came_from(&id), "pool");
         wait::until("its words", SOON, || (factory.rt.said(&id) == format!("{host}\nlate")).then_some(()));
@@ -304,7 +306,8 @@ fn a_sandbox_that_dies_while_it_waits_is_replaced_and_given_to_nobody() {
                 !path.file_name().unwrap().to_string_lossy().starts_with('.') && path.join("state.json").exists()
             })
         });
-        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(member.join("state.json")).unwrap()).unwrap();
+        let state: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(member.join("state.json")).unwrap()).unwrap();
         let pid = i32::try_from(state[part]["pid"].as_i64().unwrap()).unwrap();
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         // One taken in the very moment dies as one that was taken before.

@@ -55,7 +55,9 @@ pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String, String)) {
         found(Kind::Cgroup, dir, String::new());
     }
     let places: Vec<&Path> = OURS.iter().map(Path::new).chain(roots.iter().map(PathBuf::as_path)).collect();
-    for path in sockets().into_iter().filter(|path| !Pool::has_path(path) && places.iter().any(|place| path.starts_with(place))) {
+    for path in
+        sockets().into_iter().filter(|path| !Pool::has_path(path) && places.iter().any(|place| path.starts_with(place)))
+    {
         found(Kind::Socket, path.display().to_string(), String::new());
     }
     for place in places {
