@@ -40,7 +40,6 @@ pub const QEMU: &[&str] = &[
     "make",
     "ninja-build",
     "pkg-config",
-    "python3-minimal",
     "python3-venv",
     "xz-utils",
     "zlib1g-dev",

@@ -45,6 +45,8 @@ pub fn pack(recipe: &Recipe, built: &Path) -> Result<PathBuf> {
     let plain = version.split_once(':').map_or(version.as_str(), |(_, rest)| rest);
     let deb = built.join(format!("{NAME}_{plain}_{architecture}.deb"));
     let mut build = run::cmd("dpkg-deb", ["--root-owner-group", "--build"]);
+    let date = fs::read_to_string(built.join("timestamp")).context("cannot read when QEMU's source was packed")?;
+    build.env("SOURCE_DATE_EPOCH", date.trim());
     run::check(build.arg(&tree).arg(&deb).stdout(std::io::stderr()))?;
     remove_tree(&tree)?;
     Ok(deb)

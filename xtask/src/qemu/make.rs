@@ -48,6 +48,8 @@ pub fn make(recipe: &Recipe, source: &Source, work: &Path) -> Result<PathBuf> {
     run::step("configuring QEMU", || {
         let mut configure = place.command(&tree.join("configure"), &out);
         configure.args(configuration(recipe, &target));
+        // Where it was built is nobody's business, and must not make it another file.
+        configure.arg(format!("--extra-cflags=-ffile-prefix-map={}=.", tree.display()));
         place.logged(configure, "configure")
     })?;
     run::step("building QEMU, which takes a few minutes", || {
@@ -62,6 +64,9 @@ pub fn make(recipe: &Recipe, source: &Source, work: &Path) -> Result<PathBuf> {
     }
     // For the package: who holds the rights to what is in it.
     fs::copy(tree.join("debian/copyright"), done.join("copyright"))?;
+    // And of when its files are, so that the same QEMU makes the same package.
+    let mut date = run::cmd("dpkg-parsechangelog", ["-S", "Timestamp", "-l"]);
+    fs::write(done.join("timestamp"), run::output(date.arg(tree.join("debian/changelog")))?)?;
     fs::copy(out.join(format!("{target}-config-devices.mak")), done.join("devices.mak"))?;
     Ok(done)
 }
