@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::build::{self, Profile};
 use crate::guest::{self, Kernel};
-use crate::{paths, run};
+use crate::{paths, qemu, run};
 
 /// The guest's kernel, below the prefix.
 pub const KERNEL: &str = "share/kata-containers/vmlinux.elf";
@@ -88,7 +88,8 @@ impl Piece {
 pub fn stage(profile: Profile, kernel: &Kernel) -> Result<PathBuf> {
     let flavour = if kernel.modules.is_empty() { "" } else { "-debian" };
     let dir = paths::target_dir().join("kata").join(format!("{}{flavour}", profile.dir()));
-    for piece in pieces(profile, kernel)? {
+    // Our own QEMU if it has been built, as `install` does.
+    for piece in pieces(profile, kernel)?.into_iter().chain(qemu::pieces()?) {
         piece.put(&dir)?;
     }
     Ok(dir)

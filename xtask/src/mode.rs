@@ -51,7 +51,12 @@ impl Mode {
             Mode::Template => (true, 0),
             Mode::Boot => (false, 0),
         };
-        format!("[factory]\nenable_template = {template}\nvm_cache_number = {pool}\n")
+        let mut text = format!("[factory]\nenable_template = {template}\nvm_cache_number = {pool}\n");
+        if self == Mode::Boot {
+            // So that it is tested, too.
+            text += &format!("[hypervisor.qemu]\npath = \"/usr/bin/qemu-system-{}\"\n", std::env::consts::ARCH);
+        }
+        text
     }
 
     /// Makes a stage begin its sandboxes so.

@@ -61,6 +61,19 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Builds this machine's default one, or finds it built.
+///
+/// # Errors
+/// As of [`run`].
+pub fn ensure_built() -> Result<()> {
+    build(&Recipe::read(std::env::consts::ARCH)?, recipe::DEFAULT).map(drop)
+}
+
+/// Whether there is a recipe for this machine.
+pub fn has_recipe() -> bool {
+    recipe::exists(std::env::consts::ARCH)
+}
+
 /// The pieces of the QEMU that has been built here from this recipe; none where there is none.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use crate::build::Profile;
 use crate::mode::Mode;
 use crate::summary::{Expected, Summary};
 use crate::watch::{self, End};
-use crate::{deps, guest, layout, paths, run};
+use crate::{deps, guest, layout, paths, qemu, run};
 
 /// A test program that prints nothing for so long hangs. The whole-system tests print at the end of each test.
 const SILENCE: Duration = Duration::from_secs(900);
@@ -59,6 +59,9 @@ fn all(options: &Options, summary: &mut Summary) -> Result<()> {
         ensure!(deps::am_root(), "the whole-system tests need root; `cargo xtask test --units` does not");
         run::step("Debian packages for VMs and engines", || deps::ensure(&[deps::RUN, deps::TEST].concat()))?;
         let kernel = run::step("the guest kernel", guest::tuned)?;
+        if qemu::has_recipe() {
+            run::step("our own QEMU", qemu::ensure_built)?;
+        }
         let stage = layout::stage(Profile::Dev, &kernel)?;
         if !options.system {
             crates(options, Some(&stage), summary)?;
@@ -80,7 +83,8 @@ fn crates(options: &Options, stage: Option<&PathBuf>, summary: &mut Summary) -> 
     program("tests of the crates", cargo, &[], options, summary)
 }
 
-/// All of the whole-system tests with sandboxes from the pool, and their core again with templates, and booting.
+/// All of the whole-system tests with sandboxes from the pool, and their core again with templates, and booting; the last
+/// on the distribution's QEMU.
 fn whole_system(options: &Options, stage: &PathBuf, summary: &mut Summary) -> Result<()> {
     // The same with Debian's own kernel, for the tests that boot it. Without a network they skip, and say so.
     let debian = match guest::distro().and_then(|kernel| layout::stage(Profile::Dev, &kernel)) {

@@ -1,6 +1,6 @@
-//! What tells one machine from another that began from the same template. The kernel's generator is reseeded before
-//! this is made (`ReseedRandomDev` comes before the sandbox's name), and the boot id is made by the kernel when somebody
-//! first asks for it: nothing here may do so before a guest is saved.
+//! What tells one machine from another that began from the same template. It is made when the host has reseeded the
+//! kernel's generator (`ReseedRandomDev`). The boot id is made by the kernel when somebody first asks for it: nothing of
+//! ours may do so before a guest is saved.
 
 use std::fs;
 

@@ -85,20 +85,21 @@ impl Machine {
         identity: Option<&Identity>,
     ) -> Result<(), CallError> {
         let calls = self.agent.calls();
-        if let Some(identity) = identity {
-            sandbox.sandbox_id = identity.sandbox.to_string();
-            sandbox.hostname.clone_from(&identity.hostname);
-            // First of all: what the guest chooses at random from here on is its own.
-            let mut entropy = pb::ReseedRandomDevRequest::new();
-            entropy.data = random::<64>().to_vec();
-            let mut clock = pb::SetGuestDateTimeRequest::new();
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            clock.Sec = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-            clock.Usec = i64::from(now.subsec_micros());
-            let (entropy, clock) = tokio::join!(calls.reseed_random_dev(entropy), calls.set_guest_date_time(clock));
-            entropy.and(clock)?;
-        }
-        calls.create_sandbox(sandbox).await.map(drop)
+        let Some(identity) = identity else { return calls.create_sandbox(sandbox).await.map(drop) };
+        sandbox.sandbox_id = identity.sandbox.to_string();
+        sandbox.hostname.clone_from(&identity.hostname);
+        let mut entropy = pb::ReseedRandomDevRequest::new();
+        entropy.data = random::<64>().to_vec();
+        let mut clock = pb::SetGuestDateTimeRequest::new();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        clock.Sec = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        clock.Usec = i64::from(now.subsec_micros());
+        let (entropy, clock, sandbox) = tokio::join!(
+            calls.reseed_random_dev(entropy),
+            calls.set_guest_date_time(clock),
+            calls.create_sandbox(sandbox)
+        );
+        entropy.and(clock).and(sandbox).map(drop)
     }
 
     /// Moves the machine's processes into host cgroups: absolute directories of `cgroup.procs`.
