@@ -28,6 +28,8 @@ const BUFFER_OF_RESTORED: Mib = Mib(40);
 pub(crate) const ROOT_PORTS: usize = 8;
 /// The slot of the first root port on the root bus.
 const FIRST_SLOT: usize = 2;
+/// The slot of the balloon, after the root ports.
+const BALLOON_SLOT: usize = FIRST_SLOT + ROOT_PORTS;
 /// The slot of the controller with the agent's port.
 const SERIAL_SLOT: usize = 1;
 
@@ -154,6 +156,13 @@ fn shape(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>)
         &format!("virtio-serial-pci,id=serial,max_ports=2,bus=pcie.0,addr={SERIAL_SLOT:#x},disable-legacy=on"),
     ]);
     add(&["-device", &format!("virtserialport,bus=serial.0,chardev=agent,name={}", kata_types::AGENT_SERIAL_PORT)]);
+    if spec.free_page_reporting {
+        // Nothing is ever inflated: it is there for what the guest reports of itself.
+        add(&[
+            "-device",
+            &format!("virtio-balloon-pci,id=balloon,bus=pcie.0,addr={BALLOON_SLOT:#x},free-page-reporting=on"),
+        ]);
+    }
     for index in 0..ROOT_PORTS {
         let slot = FIRST_SLOT + index;
         add(&["-device", &format!("pcie-root-port,id={},bus=pcie.0,addr={slot:#x},chassis={slot}", port(index))]);
@@ -220,6 +229,7 @@ mod tests {
             max_vcpus: 4,
             debug: false,
             cgroups: vec![],
+            free_page_reporting: true,
             begin: Begin::Boot,
         }
     }

@@ -61,6 +61,8 @@ pub fn vm_spec(config: &Config, sandbox: &SandboxId, run_dir: &Path, cgroups: &[
         max_vcpus: qemu.max_vcpus(),
         debug: qemu.enable_debug || config.agent.kata.enable_debug,
         cgroups: cgroups.to_owned(),
+        // The memory is the VM's own: the file daemon has to share it.
+        free_page_reporting: true,
         begin: Begin::Boot,
     }
 }

@@ -80,6 +80,7 @@ impl Guest {
             max_vcpus: 2,
             debug: false,
             cgroups: vec![],
+            free_page_reporting: true,
             begin: Begin::Boot,
         }
     }
