@@ -10,8 +10,10 @@ const COUNT: &str = "/proc/sys/fs/inode-nr";
 /// Writing 2 frees what is cached of names and inodes and not in use (proc_sys_vm(5)).
 const DROP: &str = "/proc/sys/vm/drop_caches";
 /// Far from the limit, unless the host says otherwise, and near it. Looking up a name takes 10 us at the very least.
-const RELAXED: Duration = Duration::from_millis(200);
+const RELAXED: Duration = Duration::from_millis(100);
 const ALERT: Duration = Duration::from_millis(10);
+/// As many as come and go in a guest in which nobody looks up names.
+const FEW: u64 = 50;
 /// With a limit above this, memory runs out first, and the kernel forgets by itself.
 const ENOUGH: u64 = 200_000;
 
@@ -52,7 +54,8 @@ pub async fn keep_below(limit: Limit) {
             }
             pace.dropped(self::count().unwrap_or(count));
         }
-        tokio::time::sleep(pace.pause(count)).await;
+        let pause = pace.pause(count);
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -72,11 +75,13 @@ struct Pace {
     limit: u64,
     drop_at: u64,
     relaxed: Duration,
+    /// The count when it was last looked at.
+    last: u64,
 }
 
 impl Pace {
     fn new(limit: Limit) -> Self {
-        Pace { limit: limit.inodes, drop_at: limit.inodes / 2, relaxed: limit.pause }
+        Pace { limit: limit.inodes, drop_at: limit.inodes / 2, relaxed: limit.pause, last: 0 }
     }
 
     fn must_drop(&self, count: u64) -> bool {
@@ -88,8 +93,14 @@ impl Pace {
         self.drop_at = (self.limit / 2).max(left + self.limit / 8);
     }
 
-    fn pause(&self, count: u64) -> Duration {
-        if count >= self.limit / 4 { ALERT } else { self.relaxed }
+    /// `RELAXED` at most while names are being looked up at all.
+    fn pause(&mut self, count: u64) -> Duration {
+        let busy = count.abs_diff(std::mem::replace(&mut self.last, count)) > FEW;
+        match count {
+            _ if count >= self.limit / 4 => ALERT,
+            _ if busy => self.relaxed.min(RELAXED),
+            _ => self.relaxed,
+        }
     }
 }
 
@@ -117,6 +128,8 @@ mod tests {
         pace.dropped(9_000);
         assert!(!pace.must_drop(10_999) && pace.must_drop(11_000));
         assert!(pace.pause(3_999) > pace.pause(4_000));
+        let mut slow = Pace::new(Limit { inodes: 16_000, pause: Duration::from_secs(1) });
+        assert_eq!((slow.pause(1_000), slow.pause(1_010)), (RELAXED, Duration::from_secs(1)));
     }
 
     #[test]

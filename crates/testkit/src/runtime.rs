@@ -218,7 +218,9 @@ impl Sandbox {
     /// When there is none.
     pub fn find(id: &str) -> Sandbox {
         let dirs = fs::read_dir("/run/kata").unwrap_or_else(|e| panic!("/run/kata: {e}"));
-        let mut found = dirs.flatten().filter_map(|entry| {
+        // One that has given its name up is about to go.
+        let named = dirs.flatten().filter(|e| !e.file_name().as_encoded_bytes().starts_with(b"."));
+        let mut found = named.filter_map(|entry| {
             let text = fs::read(entry.path().join("state.json")).ok()?;
             let state: Value = serde_json::from_slice(&text).ok()?;
             (state["id"] == id).then(|| Sandbox { dir: entry.path(), state })

@@ -164,8 +164,10 @@ fn the_command_line_while_it_creates() {
 
 /// The sandboxes that there are, by their directories.
 fn sandboxes() -> Vec<PathBuf> {
-    let dirs = std::fs::read_dir("/run/kata").into_iter().flatten().flatten().map(|e| e.path());
-    dirs.filter(|dir| dir.join("state.json").exists()).collect()
+    let entries = std::fs::read_dir("/run/kata").into_iter().flatten().flatten();
+    // One that has given its name up is about to go.
+    let named = entries.filter(|e| !e.file_name().as_encoded_bytes().starts_with(b"."));
+    named.map(|e| e.path()).filter(|dir| dir.join("state.json").exists()).collect()
 }
 
 fn pid_in(dir: &Path, of: &str) -> Option<i32> {
