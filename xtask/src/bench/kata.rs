@@ -1,7 +1,6 @@
 //! Ourselves in one of the ways in which a sandbox can begin, with a configuration, templates and a pool of the
 //! benchmark's own.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,11 @@ use crate::run;
 
 /// Where all pools are.
 const POOLS: &str = "/run/kata/pool";
+/// Its keeper's log, and what it says when a sandbox was taken.
+const LOG: &str = ".keeper.log";
+const TAKEN: &str = "a sandbox was taken";
+/// It says so within this.
+const LOGGED: Duration = Duration::from_secs(3);
 /// A pool fills within this, for each that it is to have.
 const FILL: Duration = Duration::from_secs(60);
 /// A pool in which nothing is made for so long rests. Longer than its keeper holds back after one was taken.
@@ -64,9 +68,9 @@ impl Build {
     }
 }
 
-/// What could be taken before something was started.
+/// What is going to be started, and how many were taken from the pool before.
 pub struct Ticket {
-    waiting: BTreeSet<String>,
+    taken: usize,
     starts: usize,
 }
 
@@ -112,6 +116,11 @@ impl Kata {
     /// "kata pool".
     pub fn name(&self) -> String {
         format!("{} {}", self.build.label, self.mode)
+    }
+
+    /// The mode.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The installation.
@@ -160,37 +169,40 @@ impl Kata {
     pub fn ready(&self, starts: usize) -> Result<Ticket> {
         let Some(pool) = &self.pool else {
             self.check_next()?;
-            return Ok(Ticket { waiting: BTreeSet::new(), starts });
+            return Ok(Ticket { taken: 0, starts });
         };
         let wanted = self.size.max(starts);
         let deadline = Instant::now() + FILL * u32::try_from(wanted).unwrap_or(u32::MAX);
         let mut since = Instant::now();
         loop {
             let (waiting, busy) = members(pool);
-            if busy || waiting.len() < wanted {
+            if busy || waiting < wanted {
                 since = Instant::now();
             }
             if since.elapsed() >= REST {
-                return Ok(Ticket { waiting, starts });
+                return Ok(Ticket { taken: taken(pool), starts });
             }
             if Instant::now() >= deadline {
-                let log = fs::read_to_string(pool.join(".keeper.log")).unwrap_or_default();
-                bail!("{} does not fill: {} of {wanted} wait; {log}", self.name(), waiting.len());
+                let log = fs::read_to_string(pool.join(LOG)).unwrap_or_default();
+                bail!("{} does not fill: {waiting} of {wanted} wait; {log}", self.name());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Fails unless what was started since began as meant. A pool's sandboxes that were taken are gone from its directory,
-    /// and the name of none comes again. A template that cannot be used is removed by whoever tried: where it is there
-    /// still, it was used.
+    /// Fails unless what was started since began as meant. A pool's keeper logs each sandbox that is taken. A template that
+    /// cannot be used is removed by whoever tried: where it is there still, it was used.
     ///
     /// # Errors
     /// Then.
     pub fn came_true(&self, ticket: &Ticket) -> Result<()> {
         let Some(pool) = &self.pool else { return self.check_next() };
-        let (waiting, _) = members(pool);
-        let taken = ticket.waiting.difference(&waiting).count();
+        let wanted = ticket.taken + ticket.starts;
+        let deadline = Instant::now() + LOGGED;
+        while taken(pool) < wanted && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let taken = taken(pool) - ticket.taken;
         ensure!(taken == ticket.starts, "{}: {} started, and {taken} taken from the pool", self.name(), ticket.starts);
         Ok(())
     }
@@ -221,13 +233,19 @@ impl Drop for Kata {
     }
 }
 
-/// The names of those that wait, and whether one is being made or removed.
-fn members(pool: &Path) -> (BTreeSet<String>, bool) {
+/// How many wait, and whether one is being made or removed.
+fn members(pool: &Path) -> (usize, bool) {
     let entries = fs::read_dir(pool).into_iter().flatten().flatten();
     let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    let names: BTreeSet<String> = dirs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    let busy = names.iter().any(|name| name.starts_with('.'));
-    (names.into_iter().filter(|name| !name.starts_with('.')).collect(), busy)
+    let (hidden, waiting): (Vec<_>, Vec<_>) =
+        dirs.partition(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."));
+    (waiting.len(), !hidden.is_empty())
+}
+
+/// How many the keeper has seen taken.
+fn taken(pool: &Path) -> usize {
+    let log = fs::read_to_string(pool.join(LOG)).unwrap_or_default();
+    log.lines().filter(|line| line.contains(TAKEN)).count()
 }
 
 #[cfg(test)]
@@ -239,10 +257,12 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("kata-bench-pool-{}", std::process::id()));
         fs::create_dir_all(dir.join("1")).unwrap();
         fs::write(dir.join(".keeper"), "").unwrap();
-        assert_eq!(members(&dir), (BTreeSet::from(["1".to_owned()]), false));
+        assert_eq!(members(&dir), (1, false));
         fs::create_dir_all(dir.join(".2")).unwrap();
-        assert_eq!(members(&dir), (BTreeSet::from(["1".to_owned()]), true));
+        assert_eq!(members(&dir), (1, true));
+        fs::write(dir.join(LOG), format!("a\nINFO {TAKEN} number=1\nb\n")).unwrap();
+        assert_eq!(taken(&dir), 1);
         fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(members(&dir), (BTreeSet::new(), false));
+        assert_eq!(members(&dir), (0, false));
     }
 }

@@ -98,7 +98,7 @@ pub fn measure(engine: &dyn Engine, contenders: &[Contender]) -> Result<Memory> 
         let kept = match Kept::start(engine, contender, &format!("m{n}")) {
             Ok(kept) => kept,
             Err(err) if !ours => {
-                eprintln!("    {} is left out: {err:#}", contender.name());
+                eprintln!("    {} is left out: {}", contender.name(), err.root_cause());
                 continue;
             }
             Err(err) => return Err(err),

@@ -7,8 +7,6 @@ pub struct Mapping {
     pub permissions: String,
     /// A path, "[heap]", or nothing for anonymous memory.
     pub name: String,
-    /// KiB of address space.
-    pub size_kib: u64,
     /// KiB held, a page that several share counted in parts.
     pub pss_kib: u64,
 }
@@ -35,10 +33,8 @@ pub fn parse(text: &str) -> Vec<Mapping> {
         let Some(mapping) = mappings.last_mut() else { continue };
         let Some((key, value)) = line.split_once(':') else { continue };
         let Some(kib) = value.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()) else { continue };
-        match key {
-            "Size" => mapping.size_kib = kib,
-            "Pss" => mapping.pss_kib = kib,
-            _ => {}
+        if key == "Pss" {
+            mapping.pss_kib = kib;
         }
     }
     mappings
@@ -54,18 +50,17 @@ fn header(line: &str) -> Option<Mapping> {
     }
     let permissions = fields.next()?.to_owned();
     let name = fields.skip(3).collect::<Vec<&str>>().join(" ");
-    Some(Mapping { permissions, name, size_kib: 0, pss_kib: 0 })
+    Some(Mapping { permissions, name, pss_kib: 0 })
 }
 
 /// Divides a process's memory. The guest's memory is told by what our driver and QEMU call it; the buffer for translated
-/// code is the largest mapping that is nameless, can be written, and executed.
+/// code is what is nameless and can be written and executed: one mapping for each of the regions that QEMU cuts it into.
 pub fn split(mappings: &[Mapping]) -> Split {
     let is_guest = |m: &Mapping| m.name.contains("kata-ram") || m.name.contains("memory-backend");
     let is_code = |m: &Mapping| m.name.is_empty() && m.permissions.starts_with("rwx");
-    let buffer = mappings.iter().filter(|m| is_code(m)).max_by_key(|m| m.size_kib);
     let sum: u64 = mappings.iter().map(|m| m.pss_kib).sum();
     let guest_kib = mappings.iter().filter(|m| is_guest(m)).map(|m| m.pss_kib).sum();
-    let buffer_kib = buffer.map_or(0, |m| m.pss_kib);
+    let buffer_kib = mappings.iter().filter(|m| is_code(m)).map(|m| m.pss_kib).sum();
     Split { guest_kib, buffer_kib, rest_kib: sum - guest_kib - buffer_kib }
 }
 
@@ -98,14 +93,14 @@ Pss:                 700 kB
         assert_eq!(mappings.len(), 4);
         assert_eq!(mappings[0].name, "/memfd:kata-ram (deleted)");
         assert_eq!((mappings[3].name.as_str(), mappings[3].permissions.as_str()), ("/usr/bin/a program", "r-xp"));
-        assert_eq!(split(&mappings), Split { guest_kib: 39000, buffer_kib: 20000, rest_kib: 704 });
+        assert_eq!(split(&mappings), Split { guest_kib: 39000, buffer_kib: 20004, rest_kib: 700 });
         assert_eq!(split(&[]), Split::default());
     }
 
     #[test]
     fn ones_own_memory_is_the_sum_that_the_kernel_gives() {
         let all = parse(&std::fs::read_to_string("/proc/self/smaps").unwrap());
-        assert!(all.len() > 5 && all.iter().all(|m| m.size_kib > 0 && m.permissions.len() == 4));
+        assert!(all.len() > 5 && all.iter().all(|m| m.permissions.len() == 4));
         assert!(split(&all).rest_kib > 0 && split(&all).guest_kib == 0);
     }
 }
