@@ -6,18 +6,21 @@ mod boot;
 mod command;
 mod contender;
 mod engine;
+mod fs;
+mod idle;
 mod kata;
 mod memory;
 mod processes;
 mod promises;
 mod report;
+mod scale;
 mod smaps;
 mod starts;
 mod stats;
 mod svg;
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -33,6 +36,9 @@ use engine::oci::Oci;
 use kata::{Build, Kata, Mode};
 use report::Check;
 
+/// So many times is each number of containers started at once.
+const BURSTS: usize = 3;
+
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Section {
@@ -40,6 +46,12 @@ pub enum Section {
     Starts,
     /// What an idle sandbox holds, and what of it is what.
     Memory,
+    /// What idle sandboxes cost the CPUs.
+    Idle,
+    /// 1 to 20 at once, and 100 kept running. Takes minutes.
+    Scale,
+    /// A volume and an overlay root against the host's own files.
+    Fs,
 }
 
 /// How to measure.
@@ -49,8 +61,17 @@ pub struct Options {
     #[arg(long, default_value_t = 10)]
     rounds: usize,
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "starts,memory")]
+    #[arg(long, value_delimiter = ',', default_value = "starts,memory,idle")]
     only: Vec<Section>,
+    /// Idle sandboxes whose CPU time is measured, of each kind.
+    #[arg(long, default_value_t = 4)]
+    idle_sandboxes: usize,
+    /// Seconds for which they are watched.
+    #[arg(long, default_value_t = 20)]
+    idle_seconds: u64,
+    /// Sandboxes that `scale` keeps running.
+    #[arg(long, default_value_t = 100)]
+    keep: usize,
     /// QEMU's accelerator for the bare VM; give what `kata-runtime check` says.
     #[arg(long, default_value = "tcg")]
     accel: String,
@@ -69,6 +90,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     ensure!(deps::am_root(), "engines and VMs take root");
     ensure!(options.rounds > 0, "--rounds must be at least 1");
+    ensure!(options.idle_sandboxes > 0 && options.idle_seconds > 0, "nothing is measured of no sandbox in no time");
     run::step("Debian packages", || deps::ensure(&[deps::BUILD, deps::RUN, deps::TEST].concat()))?;
     let kernel = run::step("the guest kernel", guest::tuned)?;
     let profile = if options.dev { Profile::Dev } else { Profile::Release };
@@ -78,7 +100,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut found = Found::default();
     let measured = measure(options, &build, &ground, &mut found);
     // Also of a run that failed: what was measured is measured.
-    let out = found.keep()?;
+    let out = found.keep("results.json")?;
     measured?;
     found.print();
     println!("\nevery sample: {}", out.display());
@@ -118,17 +140,17 @@ struct Found {
 }
 
 impl Found {
-    fn keep(&self) -> Result<PathBuf> {
+    fn keep(&self, name: &str) -> Result<PathBuf> {
         let dir = paths::target_dir().join("kata/bench");
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let checks: Vec<Value> = self.checks.iter().map(Check::json).collect();
         let mut raw = self.raw.clone();
         raw.insert("checks".into(), json!(checks));
-        let file = dir.join("results.json");
-        fs::write(&file, serde_json::to_vec_pretty(&raw)?)
+        let file = dir.join(name);
+        std::fs::write(&file, serde_json::to_vec_pretty(&raw)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         for (name, picture) in &self.pictures {
-            fs::write(dir.join(name), picture)?;
+            std::fs::write(dir.join(name), picture)?;
         }
         Ok(dir)
     }
@@ -161,7 +183,7 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
         let engines: [&dyn Engine; 3] = [&oci, &ctr, &docker];
         let mut bare = boot::Bare::prepare(&options.accel, &build.prefix.join(layout::KERNEL), ground.work)?;
         let mut skipped = Vec::new();
-        let table = starts::measure(&engines, &contenders, &mut bare, options.rounds, &mut skipped)?;
+        let table = starts::measure(&engines, &contenders, Some(&mut bare), options.rounds, &mut skipped)?;
         found.text.push(format!("{} rounds, in turns; milliseconds\n\n{}", options.rounds, table.markdown()));
         if !skipped.is_empty() {
             found.text.push(format!("left out:\n    {}", skipped.join("\n    ")));
@@ -181,6 +203,40 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
             agent as f64 / 1024.0
         ));
         found.raw.insert("agent_kib".into(), json!(agent));
+    }
+    let ours = |modes: &[Mode]| -> Vec<&Contender> {
+        contenders.iter().filter(|one| one.mode().is_some_and(|mode| modes.contains(&mode))).collect()
+    };
+    if has(Section::Idle) {
+        let watched = Duration::from_secs(options.idle_seconds);
+        let both = ours(&[Mode::Cold, Mode::Template]);
+        let idle =
+            run::step("watching idle sandboxes", || idle::measure(&ctr, &both, options.idle_sandboxes, watched))?;
+        found.text.extend(idle.iter().map(idle::Idle::line));
+        found.checks.extend(promises::of_idle(&idle));
+        found.raw.insert("idle".into(), idle.iter().map(idle::Idle::json).collect());
+    }
+    if has(Section::Scale) {
+        let oci = Oci::prepare(ground.work, build, &ground.rootfs)?;
+        let mut starters: Vec<&Contender> = contenders.iter().filter(|one| one.name() == "runc").collect();
+        starters.extend(ours(&[Mode::Cold, Mode::Template]));
+        let mut scale = scale::Scale {
+            bursts: run::step("many at once", || scale::bursts(&oci, &starters, BURSTS))?,
+            ..scale::Scale::default()
+        };
+        for kept in ours(&[Mode::Template]) {
+            scale.series.push(run::step("many kept", || scale::series(&ctr, kept, options.keep))?);
+        }
+        found.text.push(scale.markdown());
+        found.checks.extend(promises::of_scale(&scale));
+        found.raw.insert("scale".into(), scale.json());
+    }
+    if has(Section::Fs)
+        && let Some(kata) = fs::pick(&contenders)
+    {
+        let files = run::step("measuring files", || fs::measure(ground, build, kata))?;
+        found.text.push(files.markdown());
+        found.raw.insert("fs".into(), files.json());
     }
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::kata::Kata;
-use super::kata::Ticket;
 use anyhow::Result;
+
+use super::kata::{Kata, Mode, Ticket};
 
 /// A runtime that is not ours.
 #[derive(Debug)]
@@ -36,6 +36,14 @@ impl Contender {
         match self {
             Contender::Other(other, _) => other.name.to_owned(),
             Contender::Kata(kata) => kata.name(),
+        }
+    }
+
+    /// How our sandbox begins; `None` of others.
+    pub fn mode(&self) -> Option<Mode> {
+        match self {
+            Contender::Other(..) => None,
+            Contender::Kata(kata) => Some(kata.mode()),
         }
     }
 

@@ -109,6 +109,13 @@ fn stat_of(pid: u32) -> Option<Vec<String>> {
     Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
 }
 
+/// CPU time that a process has used, in clock ticks (1/100 s); 0 if it is gone.
+pub fn ticks(pid: u32) -> u64 {
+    let field = |stat: &[String], at: usize| stat.get(at).and_then(|text| text.parse().ok()).unwrap_or(0);
+    // utime and stime are fields 14 and 15.
+    stat_of(pid).map_or(0, |stat| field(&stat, 11) + field(&stat, 12))
+}
+
 /// The words of its command line.
 pub fn words_of(pid: u32) -> Vec<String> {
     let cmdline = fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default();
@@ -144,9 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn this_very_process_has_a_parent_and_a_command_line() {
+    fn this_very_process_has_a_parent_and_uses_time() {
         let me = std::process::id();
         assert!(parents().contains_key(&me));
+        // Until the clock has ticked for us: work is counted, not time.
+        while ticks(me) == 0 {
+            std::hint::black_box((0..1_000_000u64).sum::<u64>());
+        }
         assert!(!words_of(me).is_empty());
     }
 }

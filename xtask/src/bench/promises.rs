@@ -1,8 +1,10 @@
 //! What SPEC.md promises, against what was measured. A promise is a ratio within one run, or an amount of memory or CPU.
 
 use super::contender::OTHERS;
+use super::idle::Idle;
 use super::memory::Memory;
 use super::report::{Check, Table};
+use super::scale::Scale;
 use super::starts::BARE;
 
 const COLD: &str = "kata cold";
@@ -22,6 +24,13 @@ const IDLE_COLD: f64 = 110.0;
 const IDLE_TEMPLATE: f64 = 80.0;
 /// MB, PSS.
 const DAEMON: f64 = 3.0;
+/// Percent of a core.
+const IDLE_CPU: f64 = 0.2;
+/// Times the first ones' start.
+const LATE_START: f64 = 1.2;
+/// How many at once, and how many times longer than the CPUs need.
+const AT_ONCE: usize = 20;
+const SPREAD: f64 = 1.3;
 
 /// Of starts and execs, by the medians.
 pub fn of_starts(table: &Table) -> Vec<Check> {
@@ -68,6 +77,37 @@ pub fn of_memory(memory: &Memory) -> Vec<Check> {
             limit: DAEMON,
             unit: "MB",
         });
+    }
+    checks
+}
+
+/// Of what doing nothing costs.
+pub fn of_idle(idle: &[Idle]) -> Vec<Check> {
+    let check = |idle: &Idle| Check {
+        what: format!("idle CPU, {}", idle.contender),
+        value: idle.percent(),
+        limit: IDLE_CPU,
+        unit: "% core",
+    };
+    idle.iter().map(check).collect()
+}
+
+/// Of many.
+pub fn of_scale(scale: &Scale) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for burst in scale.bursts.iter().filter(|burst| burst.many == AT_ONCE && burst.contender != OTHERS[0].name) {
+        checks.push(Check {
+            what: format!("{AT_ONCE} at once, {}", burst.contender),
+            value: burst.over_bound(),
+            limit: SPREAD,
+            unit: "x CPU",
+        });
+    }
+    for series in &scale.series {
+        if let Some(value) = series.start_growth() {
+            let what = format!("start of the last of {}, {}", series.starts.len(), series.contender);
+            checks.push(Check { what, value, limit: LATE_START, unit: "x first" });
+        }
     }
     checks
 }

@@ -24,7 +24,7 @@ pub const BARE: &str = "bare QEMU";
 pub fn measure(
     engines: &[&dyn Engine],
     contenders: &[Contender],
-    bare: &mut Bare,
+    mut bare: Option<&mut Bare>,
     rounds: usize,
     skipped: &mut Vec<String>,
 ) -> Result<Table> {
@@ -48,13 +48,14 @@ pub fn measure(
                         }
                         Ok(_) => {}
                         Err(err) if round == 0 && may_fail(contender) => {
-                            skipped.push(format!("{} with {}: {err:#}", contender.name(), engine.name()));
+                            skipped.push(format!("{} with {}: {}", contender.name(), engine.name(), err.root_cause()));
                             out.insert((e, c));
                         }
                         Err(err) => return Err(err),
                     }
                 }
             }
+            let Some(bare) = &mut bare else { continue };
             let (boot, restore) = (bare.boot()?, bare.restore()?);
             if round > 0 {
                 table.add("floor", "boot", BARE, boot);
