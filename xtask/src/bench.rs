@@ -4,7 +4,9 @@
 mod agent;
 mod boot;
 mod command;
+mod compare;
 mod contender;
+mod difference;
 mod engine;
 mod fs;
 mod idle;
@@ -72,6 +74,10 @@ pub struct Options {
     /// Sandboxes that `scale` keeps running.
     #[arg(long, default_value_t = 100)]
     keep: usize,
+    /// Instead of all that: measure two builds in turns and say what differs beyond noise. Each is a prefix that was
+    /// installed to, or a revision of this repository, which is built.
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    compare: Option<Vec<String>>,
     /// QEMU's accelerator for the bare VM; give what `kata-runtime check` says.
     #[arg(long, default_value = "tcg")]
     accel: String,
@@ -92,6 +98,9 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     ensure!(options.idle_sandboxes > 0 && options.idle_seconds > 0, "nothing is measured of no sandbox in no time");
     run::step("Debian packages", || deps::ensure(&[deps::BUILD, deps::RUN, deps::TEST].concat()))?;
+    if let Some(of) = &options.compare {
+        return compare(of, options.rounds);
+    }
     let kernel = run::step("the guest kernel", guest::tuned)?;
     let profile = if options.dev { Profile::Dev } else { Profile::Release };
     let build = Build { label: "kata".into(), prefix: layout::stage(profile, &kernel)? };
@@ -108,6 +117,21 @@ pub fn run(options: &Options) -> Result<()> {
     if options.check && broken > 0 {
         bail!("{broken} promises are not kept");
     }
+    Ok(())
+}
+
+fn compare(of: &[String], rounds: usize) -> Result<()> {
+    let work = Work::new()?;
+    let ground = Ground::prepare(work.path())?;
+    let comparison = compare::measure(of, &ground, rounds)?;
+    let mut found = Found::default();
+    found.text.push(comparison.table().markdown());
+    found.text.push(comparison.markdown());
+    found.raw.insert("compare".into(), comparison.json());
+    found.pictures.push(("compare.svg", svg::plot(comparison.table(), &format!("A: {}; B: {}", of[0], of[1]))));
+    let out = found.keep("compare.json")?;
+    found.print();
+    println!("every sample: {}", out.display());
     Ok(())
 }
 
