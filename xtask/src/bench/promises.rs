@@ -103,6 +103,10 @@ pub fn of_scale(scale: &Scale) -> Vec<Check> {
             unit: "x CPU",
         });
     }
+    for burst in scale.bursts.iter().filter(|burst| burst.failed > 0) {
+        let what = format!("failures of {} at once, {}", burst.many, burst.contender);
+        checks.push(Check { what, value: burst.failed as f64, limit: 0.0, unit: "starts" });
+    }
     for series in &scale.series {
         if let Some(value) = series.start_growth() {
             let what = format!("start of the last of {}, {}", series.starts.len(), series.contender);

@@ -5,7 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
@@ -34,6 +34,8 @@ pub struct Burst {
     /// meanwhile, by its number of CPUs. What others used is in it, as those CPUs were not to be had; so it says how well
     /// the work was spread, and not how much of it there was.
     pub bound: Duration,
+    /// How many did not succeed.
+    pub failed: usize,
 }
 
 impl Burst {
@@ -95,13 +97,14 @@ pub fn bursts(engine: &(dyn Engine + Sync), contenders: &[&Contender], rounds: u
     let mut bursts = Vec::new();
     for many in AT_ONCE {
         for contender in contenders {
-            // Of several rounds the one in the middle.
             let mut tries = Vec::new();
             for round in 0..rounds {
                 tries.push(burst(engine, contender, many, &format!("b{many}-{round}"))?);
             }
+            // Of several rounds the one in the middle, with what failed in any.
+            let failed = tries.iter().map(|burst| burst.failed).sum();
             tries.sort_by_key(|burst| burst.took);
-            bursts.push(tries.swap_remove(tries.len() / 2));
+            bursts.push(Burst { failed, ..tries.swap_remove(tries.len() / 2) });
         }
     }
     Ok(bursts)
@@ -111,15 +114,18 @@ fn burst(engine: &(dyn Engine + Sync), contender: &Contender, many: usize, id: &
     let ticket = contender.ready(many)?;
     let busy = Busy::now()?;
     let start = Instant::now();
-    thread::scope(|scope| {
+    let failures: Vec<anyhow::Error> = thread::scope(|scope| {
         let threads: Vec<_> =
             (0..many).map(|n| scope.spawn(move || engine.run(contender, &format!("{id}-{n}")))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a panic"))?.map(drop))
-    })?;
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
+        ended.filter_map(Result::err).collect()
+    });
     let took = start.elapsed();
     let bound = busy.since()?;
+    // A start that fails among many is a result: the rest is measured all the same.
+    failures.iter().for_each(|err| eprintln!("    {err:#}"));
     contender.came_true(ticket)?;
-    Ok(Burst { contender: contender.name(), many, took, bound })
+    Ok(Burst { contender: contender.name(), many, took, bound, failed: failures.len() })
 }
 
 /// Keeps `many` sandboxes running, as far as memory goes.
@@ -186,17 +192,18 @@ impl Scale {
     /// Tables.
     pub fn markdown(&self) -> String {
         let mut out = String::from("so many `run true` at once, by the runtime's command line\n\n");
-        let _ = writeln!(out, "| {:<15} | at once | s in all | s each | x CPU-bound |", "");
-        let _ = writeln!(out, "|{:-<17}|--------:|---------:|-------:|------------:|", "");
+        let _ = writeln!(out, "| {:<15} | at once | s in all | s each | x CPU-bound | failed |", "");
+        let _ = writeln!(out, "|{:-<17}|--------:|---------:|-------:|------------:|-------:|", "");
         for burst in &self.bursts {
             let took = burst.took.as_secs_f64();
             let _ = writeln!(
                 out,
-                "| {:<15} | {:>7} | {took:>8.2} | {:>6.2} | {:>11.2} |",
+                "| {:<15} | {:>7} | {took:>8.2} | {:>6.2} | {:>11.2} | {:>6} |",
                 burst.contender,
                 burst.many,
                 took / burst.many as f64,
-                burst.over_bound()
+                burst.over_bound(),
+                burst.failed
             );
         }
         for series in &self.series {
@@ -218,7 +225,7 @@ impl Scale {
     /// In seconds and MB.
     pub fn json(&self) -> Value {
         let bursts = self.bursts.iter().map(|b| {
-            json!({ "contender": b.contender, "many": b.many, "s": b.took.as_secs_f64(), "bound_s": b.bound.as_secs_f64() })
+            json!({ "contender": b.contender, "many": b.many, "s": b.took.as_secs_f64(), "bound_s": b.bound.as_secs_f64(), "failed": b.failed })
         });
         let series = self.series.iter().map(|s| {
             let starts: Vec<f64> = s.starts.iter().map(Duration::as_secs_f64).collect();
