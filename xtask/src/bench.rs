@@ -2,7 +2,7 @@
 //! what else the machine does falls on all alike.
 
 mod agent;
-mod boot;
+pub mod boot;
 mod command;
 mod compare;
 mod contender;
@@ -18,7 +18,7 @@ mod report;
 mod scale;
 mod smaps;
 mod starts;
-mod stats;
+pub mod stats;
 mod svg;
 
 use std::path::{Path, PathBuf};

@@ -27,6 +27,34 @@ pub const KERNEL: &[&str] = &[
     "xz-utils",
     "python3-minimal",
 ];
+/// To build the minimal QEMU. Besides these it takes Meson, of a release of its own.
+pub const QEMU: &[&str] = &[
+    "binutils",
+    "dpkg-dev",
+    "gcc",
+    "libc6-dev",
+    "libfdt-dev",
+    "libglib2.0-dev",
+    "libpixman-1-dev",
+    "libseccomp-dev",
+    "make",
+    "ninja-build",
+    "pkg-config",
+    "python3-venv",
+    "xz-utils",
+    "zlib1g-dev",
+];
+/// Those of them whose code ends up inside the binary, the compiler's own included.
+pub const QEMU_LINKED: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "libfdt-dev",
+    "libglib2.0-dev",
+    "libpcre2-dev",
+    "libpixman-1-dev",
+    "libseccomp-dev",
+    "zlib1g-dev",
+];
 /// What checks licences, sources and advisories of dependencies.
 pub const LICENCE_CHECK: (&str, &str) = ("cargo-deny", "0.20.2");
 /// A vsock device in a program of its own: the agent's vsock is tested with it where the host's kernel has none.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::build::Profile;
 use crate::layout::{self, Piece};
-use crate::{deps, guest, run};
+use crate::{deps, guest, qemu, run};
 
 /// What we put below the prefix, one path a line; directories that were not there before end in '/'.
 const MANIFEST: &str = "share/kata-containers/manifest";
@@ -21,18 +21,26 @@ const MANIFEST: &str = "share/kata-containers/manifest";
 pub fn run(prefix: &Path) -> Result<()> {
     ensure!(prefix.is_absolute(), "the prefix must be an absolute path, and {} is not", prefix.display());
     deps::ensure(deps::BUILD)?;
-    deps::ensure(deps::RUN)?;
+    // Ours only if it has been built: that takes minutes, and the distribution's works too.
+    let qemu = qemu::pieces()?;
+    let which = if qemu.is_empty() {
+        deps::ensure(deps::RUN)?;
+        "the distribution's QEMU (`cargo xtask qemu` builds a smaller one)"
+    } else {
+        "our own QEMU"
+    };
     let kernel = guest::at_hand()?;
-    let pieces = layout::pieces(Profile::Release, &kernel)?;
+    let mut pieces = layout::pieces(Profile::Release, &kernel)?;
+    pieces.extend(qemu);
     run::step(&format!("installing to {}", prefix.display()), || place(prefix, &pieces))?;
-    eprintln!("    the guest boots {}", kernel.name);
+    eprintln!("    the guest boots {} on {which}", kernel.name);
     eprintln!("    try: {}", prefix.join("bin/kata-runtime check").display());
     Ok(())
 }
 
 fn place(prefix: &Path, pieces: &[Piece]) -> Result<()> {
     let old = read_manifest(prefix)?.unwrap_or_default();
-    let new: BTreeSet<String> = pieces.iter().map(|p| p.path.to_owned()).chain([MANIFEST.to_owned()]).collect();
+    let new: BTreeSet<String> = pieces.iter().map(|p| p.path.to_string()).chain([MANIFEST.to_owned()]).collect();
     for path in &new {
         let there = prefix.join(path);
         if !old.contains(path) && there.symlink_metadata().is_ok() {
@@ -138,9 +146,9 @@ mod tests {
     }
 
     fn pieces(dir: &Path, paths: &[&'static str]) -> Vec<Piece> {
-        let file = |path| Piece { path, content: Content::File(dir.join("source"), 0o755) };
-        let mut pieces: Vec<Piece> = paths.iter().map(|path| file(*path)).collect();
-        pieces.push(Piece { path: "bin/other-name", content: Content::Link("kata") });
+        let file = |path: &'static str| Piece { path: path.into(), content: Content::File(dir.join("source"), 0o755) };
+        let mut pieces: Vec<Piece> = paths.iter().map(|path| file(path)).collect();
+        pieces.push(Piece { path: "bin/other-name".into(), content: Content::Link("kata") });
         pieces
     }
 

@@ -1,5 +1,6 @@
 //! What an installation consists of, and where each piece of it lies below the prefix.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::build::{self, Profile};
 use crate::guest::{self, Kernel};
-use crate::{paths, run};
+use crate::{paths, qemu, run};
 
 /// The guest's kernel, below the prefix.
 pub const KERNEL: &str = "share/kata-containers/vmlinux.elf";
@@ -33,7 +34,7 @@ pub enum Content {
 /// One piece: its path below the prefix, and what it is.
 pub struct Piece {
     /// Below the prefix.
-    pub path: &'static str,
+    pub path: Cow<'static, str>,
     /// What is there.
     pub content: Content,
 }
@@ -49,7 +50,8 @@ pub fn pieces(profile: Profile, kernel: &Kernel) -> Result<Vec<Piece>> {
     let name = if kernel.modules.is_empty() { "initrd.img" } else { "initrd-debian.img" };
     let initrd = paths::target_dir().join("kata/pieces").join(profile.dir()).join(name);
     run::step("writing the initrd", || guest::write_initrd(kernel, &agent, &initrd))?;
-    let file = |path, from: PathBuf, mode| Piece { path, content: Content::File(from, mode) };
+    let file =
+        |path: &'static str, from: PathBuf, mode| Piece { path: path.into(), content: Content::File(from, mode) };
     let mut pieces = vec![
         file(HOST, host, 0o755),
         file(KERNEL, kernel.path.clone(), 0o644),
@@ -57,7 +59,7 @@ pub fn pieces(profile: Profile, kernel: &Kernel) -> Result<Vec<Piece>> {
         file(AGENT, agent, 0o755),
         file(CONFIG, paths::repo_root().join("packaging/configuration.toml"), 0o644),
     ];
-    pieces.extend(NAMES.iter().map(|path| Piece { path, content: Content::Link("kata") }));
+    pieces.extend(NAMES.iter().map(|path| Piece { path: (*path).into(), content: Content::Link("kata") }));
     Ok(pieces)
 }
 
@@ -67,7 +69,7 @@ impl Piece {
     /// # Errors
     /// Names the path.
     pub fn put(&self, prefix: &Path) -> Result<()> {
-        let to = prefix.join(self.path);
+        let to = prefix.join(self.path.as_ref());
         match &self.content {
             Content::File(from, mode) => run::replace_file(from, &to, *mode),
             Content::Link(target) => {
@@ -86,7 +88,8 @@ impl Piece {
 pub fn stage(profile: Profile, kernel: &Kernel) -> Result<PathBuf> {
     let flavour = if kernel.modules.is_empty() { "" } else { "-debian" };
     let dir = paths::target_dir().join("kata").join(format!("{}{flavour}", profile.dir()));
-    for piece in pieces(profile, kernel)? {
+    // Our own QEMU if it has been built, as `install` does.
+    for piece in pieces(profile, kernel)?.into_iter().chain(qemu::pieces()?) {
         piece.put(&dir)?;
     }
     Ok(dir)

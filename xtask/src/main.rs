@@ -13,10 +13,12 @@ mod install;
 mod kconfig;
 mod kernel;
 mod layout;
+mod mode;
 mod modules;
 mod oci_image;
 mod paths;
 mod prepush;
+mod qemu;
 mod run;
 mod summary;
 mod test;
@@ -58,6 +60,8 @@ enum Chore {
         #[arg(long)]
         debian: bool,
     },
+    /// Builds the minimal QEMU (cached), checks it and prints its path; `install` takes it along.
+    Qemu(qemu::Options),
     /// Builds the guest's initrd and prints its path.
     Image {
         /// Pack the agent built with the dev profile instead of the release one.
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Chore::Install { prefix } => install::run(&prefix),
         Chore::Uninstall { prefix } => install::uninstall(&prefix),
         Chore::Kernel { debian } => guest::print_kernel(debian),
+        Chore::Qemu(options) => qemu::run(&options),
         Chore::Image { dev } => guest::image_only(dev),
         Chore::Bench(options) => bench::run(&options),
         Chore::Prepush => prepush::run(),

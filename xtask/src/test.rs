@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::Profile;
+use crate::mode::Mode;
 use crate::summary::{Expected, Summary};
 use crate::watch::{self, End};
-use crate::{deps, guest, layout, paths, run};
+use crate::{deps, guest, layout, paths, qemu, run};
 
 /// A test program that prints nothing for so long hangs. The whole-system tests print at the end of each test.
 const SILENCE: Duration = Duration::from_secs(900);
+/// The whole-system tests that run in every mode; the others' engines do nothing else with a sandbox.
+const CORE: [&str; 5] = ["oci", "oci_stdio", "ctr", "kills", "factory"];
 /// The skips that are in order.
 const EXPECTED: &str = "tests/expected-skips.txt";
 
@@ -25,6 +28,9 @@ pub struct Options {
     /// Only the whole-system tests.
     #[arg(long)]
     system: bool,
+    /// Only with sandboxes that begin so, of the whole-system tests.
+    #[arg(long)]
+    mode: Option<Mode>,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -53,6 +59,9 @@ fn all(options: &Options, summary: &mut Summary) -> Result<()> {
         ensure!(deps::am_root(), "the whole-system tests need root; `cargo xtask test --units` does not");
         run::step("Debian packages for VMs and engines", || deps::ensure(&[deps::RUN, deps::TEST].concat()))?;
         let kernel = run::step("the guest kernel", guest::tuned)?;
+        if qemu::has_recipe() {
+            run::step("our own QEMU", qemu::ensure_built)?;
+        }
         let stage = layout::stage(Profile::Dev, &kernel)?;
         if !options.system {
             crates(options, Some(&stage), summary)?;
@@ -74,16 +83,40 @@ fn crates(options: &Options, stage: Option<&PathBuf>, summary: &mut Summary) -> 
     program("tests of the crates", cargo, &[], options, summary)
 }
 
+/// All of the whole-system tests with sandboxes from the pool, and their core again with templates, and booting; the last
+/// on the distribution's QEMU.
 fn whole_system(options: &Options, stage: &PathBuf, summary: &mut Summary) -> Result<()> {
-    let mut cargo =
-        run::cargo(["test", "--package", "kata-system-tests", "--no-fail-fast", "--lib", "--bins", "--tests"]);
-    cargo.env("KATA_STAGE", stage);
     // The same with Debian's own kernel, for the tests that boot it. Without a network they skip, and say so.
-    match guest::distro().and_then(|kernel| layout::stage(Profile::Dev, &kernel)) {
-        Ok(stage) => drop(cargo.env("KATA_STAGE_DEBIAN", stage)),
-        Err(err) => eprintln!("    without Debian's kernel: {err:#}"),
+    let debian = match guest::distro().and_then(|kernel| layout::stage(Profile::Dev, &kernel)) {
+        Ok(stage) => {
+            Mode::Boot.configure(&stage)?;
+            Some(stage)
+        }
+        Err(err) => {
+            eprintln!("    without Debian's kernel: {err:#}");
+            None
+        }
+    };
+    for mode in Mode::ALL {
+        if options.mode.is_some_and(|only| only != mode) {
+            continue;
+        }
+        let mut cargo = run::cargo(["test", "--package", "kata-system-tests", "--no-fail-fast"]);
+        if mode == Mode::Pool {
+            cargo.args(["--lib", "--bins", "--tests"]);
+        } else {
+            cargo.args(CORE.iter().flat_map(|test| ["--test", test]));
+        }
+        cargo.env("KATA_STAGE", stage).env("KATA_TEST_MODE", mode.name());
+        if let Some(debian) = &debian {
+            cargo.env("KATA_STAGE_DEBIAN", debian);
+        }
+        let ready = mode.ready(stage)?;
+        let name = format!("whole-system tests, sandboxes {}", mode.says());
+        program(&name, cargo, &["--test-threads=1"], options, summary)?;
+        drop(ready);
     }
-    program("whole-system tests", cargo, &["--test-threads=1"], options, summary)
+    Mode::unconfigure(stage)
 }
 
 /// One `cargo test`, shown as it runs and counted.

@@ -305,7 +305,7 @@ pub enum Factory {
         #[arg(long)]
         json: bool,
     },
-    /// Ends every pool and removes every template. Containers that run go on.
+    /// Ends the pool of the configuration in force and removes all its templates. Containers that run go on.
     Destroy,
 }
 

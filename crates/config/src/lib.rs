@@ -72,7 +72,7 @@ pub enum Accelerator {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Qemu {
-    /// The QEMU binary.
+    /// The QEMU binary; where it is not set, [`load()`] finds one.
     pub path: PathBuf,
     /// The guest kernel.
     pub kernel: PathBuf,
@@ -127,7 +127,7 @@ pub struct Runtime {
 impl Default for Qemu {
     fn default() -> Self {
         Qemu {
-            path: PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH)),
+            path: PathBuf::new(),
             kernel: PathBuf::new(),
             initrd: PathBuf::new(),
             machine_type: String::new(),

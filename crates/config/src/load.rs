@@ -78,8 +78,8 @@ pub fn search_path(prefix: &Path) -> Vec<PathBuf> {
 }
 
 /// Loads `file`, or where none is given the first that exists of [`search_path`], and merges the drop-in files
-/// `config.d/*.toml` beside it in the order of their names. With no file at all, the defaults hold. Kernel and
-/// initrd that are not set are looked for in `<prefix>/share/kata-containers`.
+/// `config.d/*.toml` beside it in the order of their names. With no file at all, the defaults hold. QEMU, kernel and
+/// initrd that are not set are looked for in the installation below `prefix`.
 ///
 /// # Errors
 /// [`ConfigError`], naming file and key.
@@ -106,6 +106,9 @@ pub fn load(file: Option<&Path>, prefix: &Path) -> Result<Loaded, ConfigError> {
     check_values(&config).map_err(bad)?;
     let share = prefix.join("share/kata-containers");
     let qemu = &mut config.hypervisor.qemu;
+    if qemu.path.as_os_str().is_empty() {
+        qemu.path = default_qemu(prefix, Path::exists);
+    }
     if qemu.kernel.as_os_str().is_empty() {
         qemu.kernel = share.join("vmlinux.elf");
     }
@@ -113,6 +116,13 @@ pub fn load(file: Option<&Path>, prefix: &Path) -> Result<Loaded, ConfigError> {
         qemu.initrd = share.join("kata-containers-initrd.img");
     }
     Ok(Loaded { config, files })
+}
+
+/// Our own minimal QEMU where it is installed, by `cargo xtask install` or by its package; else the distribution's.
+fn default_qemu(prefix: &Path, exists: impl Fn(&Path) -> bool) -> PathBuf {
+    let name = format!("qemu-system-{}", std::env::consts::ARCH);
+    let ours = [prefix, Path::new("/usr")].map(|dir| dir.join("libexec/kata-containers").join(&name));
+    ours.into_iter().find(|path| exists(path)).unwrap_or_else(|| Path::new("/usr/bin").join(&name))
 }
 
 fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
@@ -183,7 +193,10 @@ fn check_values(config: &Config) -> Result<(), String> {
     }
     let f = &config.factory;
     if !f.template_path.is_absolute() {
-        return Err(format!("factory.template_path is {:?}; give an absolute path", f.template_path.display().to_string()));
+        return Err(format!(
+            "factory.template_path is {:?}; give an absolute path",
+            f.template_path.display().to_string()
+        ));
     }
     if f.vm_cache_number > MAX_POOL {
         return Err(format!("factory.vm_cache_number is {}; at most {MAX_POOL}", f.vm_cache_number));
@@ -231,6 +244,20 @@ mod tests {
         assert_eq!((q.default_memory, q.kernel.as_path(), q.kernel_params.as_str()), (Mib(1024), Path::new("/k"), "a"));
         assert_eq!(q.initrd, Path::new("/p/share/kata-containers/kata-containers-initrd.img"));
         assert_eq!(l.files.len(), 3);
+    }
+
+    #[test]
+    fn our_qemu_is_taken_where_it_is_installed() {
+        let name = format!("qemu-system-{}", std::env::consts::ARCH);
+        let chosen = |there: &[&str]| {
+            let there: Vec<PathBuf> = there.iter().map(|dir| Path::new(dir).join(&name)).collect();
+            let path = default_qemu(Path::new("/p"), |path| there.iter().any(|t| t == path));
+            path.parent().unwrap().to_owned()
+        };
+        let (installed, packaged) = ("/p/libexec/kata-containers", "/usr/libexec/kata-containers");
+        assert_eq!(chosen(&[installed, packaged]), Path::new(installed));
+        assert_eq!(chosen(&[packaged]), Path::new(packaged));
+        assert_eq!(chosen(&[]), Path::new("/usr/bin"));
     }
 
     #[test]

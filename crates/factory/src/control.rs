@@ -175,15 +175,20 @@ pub fn status(file: Option<&Path>) -> Result<Status, ControlError> {
     Ok(Status { next: next.to_owned(), templates, pools })
 }
 
-/// Ends every pool and removes every template of the configured directory. Sandboxes that have a name go on.
+/// Ends the pool of this configuration, and those that nobody keeps, and removes every template of the configured
+/// directory. Sandboxes that have a name go on.
 ///
 /// # Errors
 /// [`ControlError`]; what could be removed is removed all the same.
 pub fn destroy(file: Option<&Path>) -> Result<(), ControlError> {
     let config = config(file)?.config;
     let mut done = Ok(());
+    // A pool of an unusable configuration has no key; its keeper ends by itself.
+    let current = driver(&config).ok().and_then(|vmm| pool_key(&config, &vmm).ok());
     for pool in Pool::all() {
-        done = done.and(end_pool(&pool));
+        if Some(pool.key()) == current || pool.keeper().is_none() {
+            done = done.and(end_pool(&pool));
+        }
     }
     Templates::at(&config.factory.template_path).destroy()?;
     done

@@ -139,8 +139,8 @@ impl Kept {
         for left in self.pool.members() {
             self.pool.discard(&left);
         }
-        let mut terminate = signal(SignalKind::terminate())
-            .map_err(|source| KeeperError::Signal { what: "SIGTERM", source })?;
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|source| KeeperError::Signal { what: "SIGTERM", source })?;
         tracing::info!(size = self.config.factory.vm_cache_number, pool = %self.pool.dir().display(), "keeping");
         let mut tick = tokio::time::interval(TICK);
         loop {

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use kata_config::Config;
+use kata_sandbox::ProcessRecord;
 use kata_types::SandboxId;
 use kata_vmm::Vmm;
 use kata_vmm::spawn::start_time;
@@ -59,13 +60,23 @@ pub fn pool_key(config: &Config, vmm: &dyn Vmm) -> Result<String, PoolError> {
     let mut common = config.clone();
     common.runtime.enable_debug = false;
     let text = serde_json::to_string(&common).unwrap_or_default();
-    let me = Path::new("/proc/self/exe");
+    let me = installed_program();
     let digests = Path::new(kata_types::HOST_RUN_DIR).join("digests");
-    let program = kata_vmm::content_digest(me, &digests).map_err(failed("read", me))?;
+    let program = kata_vmm::content_digest(&me, &digests).map_err(failed("read", &me))?;
     let mut key = hex::encode(Sha256::digest(format!("{}\n{program}\n{text}", shape.unwrap_or_default())));
     // Short, because sockets are below it.
     key.truncate(16);
     Ok(key)
+}
+
+/// This program as it is installed now: after an upgrade another one than runs.
+fn installed_program() -> PathBuf {
+    let path = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    // The kernel's word for a file that has been replaced (proc_pid_exe(5)).
+    match path.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+        Some(text) => text.into(),
+        None => path,
+    }
 }
 
 /// The directory of the sandboxes that wait, of one key.
@@ -177,8 +188,8 @@ impl Pool {
     pub fn keeper(&self) -> Option<i32> {
         let text = fs::read_to_string(self.dir.join(LOCK)).ok()?;
         let (pid, started) = text.split_once(' ')?;
-        let (pid, started) = (pid.parse().ok()?, started.parse::<u64>().ok()?);
-        start_time(pid).is_ok_and(|now| now == started).then_some(pid)
+        let (pid, start_time) = (pid.parse().ok()?, started.parse().ok()?);
+        ProcessRecord { pid, start_time }.alive().then_some(pid)
     }
 
     /// Removes a member that nobody has taken, with its processes.

@@ -1,6 +1,6 @@
-//! What tells one machine from another that began from the same template. The kernel's generator is reseeded before
-//! this is made (`ReseedRandomDev` comes before the sandbox's name), and the boot id is made by the kernel when somebody
-//! first asks for it: nothing here may do so before a guest is saved.
+//! What tells one machine from another that began from the same template. It is made when the host has reseeded the
+//! kernel's generator (`ReseedRandomDev`). The boot id is made by the kernel when somebody first asks for it: nothing of
+//! ours may do so before a guest is saved.
 
 use std::fs;
 
@@ -14,7 +14,9 @@ const UUID: &str = "/proc/sys/kernel/random/uuid";
 /// Gives the guest a machine id of its own.
 pub fn machine_id() -> Result<(), Failure> {
     let uuid = fs::read_to_string(UUID).map_err(|e| Failure::io(format_args!("cannot read {UUID}"), &e))?;
-    fs::write(MACHINE_ID, from_uuid(&uuid)).map_err(|e| Failure::io(format_args!("cannot write {MACHINE_ID}"), &e))
+    let id = from_uuid(&uuid);
+    log::info!("machine id {}", id.trim_end());
+    fs::write(MACHINE_ID, id).map_err(|e| Failure::io(format_args!("cannot write {MACHINE_ID}"), &e))
 }
 
 fn from_uuid(uuid: &str) -> String {

@@ -1,5 +1,5 @@
 //! The agent's log: JSON lines, kept in a bounded ring until the host takes them through a stream of its own, and
-//! written to the guest's console while nobody does; errors go there always. Logging never blocks and never waits.
+//! written to the guest's console, if they warn, while nobody does; errors go there always. Logging never blocks and never waits.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -75,6 +75,13 @@ impl Logger {
     }
 }
 
+/// The console is slow: a line costs milliseconds without KVM. What is only of interest waits for the host to take it, unless
+/// somebody who debugs wants all of it.
+fn to_console(level: log::Level, readers: usize) -> bool {
+    let nobody_reads = readers == 0 && (level <= log::Level::Warn || log::max_level() > LevelFilter::Info);
+    level == log::Level::Error || nobody_reads
+}
+
 impl Log for Logger {
     fn enabled(&self, m: &Metadata<'_>) -> bool {
         // The libraries' own chatter would describe the very stream that carries it.
@@ -88,7 +95,7 @@ impl Log for Logger {
         let level = record.level().as_str().to_ascii_lowercase();
         let text = line(&level, record.target(), &record.args().to_string());
         let mut ring = self.ring();
-        if (ring.readers == 0 || record.level() == log::Level::Error)
+        if to_console(record.level(), ring.readers)
             && let Some(mut console) = self.console.as_ref()
         {
             // The console is the last resort: there is nowhere to report that it failed.

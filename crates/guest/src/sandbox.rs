@@ -14,7 +14,6 @@ use tokio::task::AbortHandle;
 
 use crate::container::{Container, Context, blocking};
 use crate::failure::Failure;
-use crate::identity;
 use crate::inodes;
 use crate::oom::Oom;
 use crate::params::Params;
@@ -109,7 +108,6 @@ impl Guest {
             rustix::system::sethostname(request.hostname.as_bytes())
                 .map_err(|e| Failure::io(format_args!("cannot set the host name {:?}", request.hostname), &e.into()))?;
         }
-        let named = !request.sandbox_id.is_empty();
         let limit = request.storages.iter().filter_map(|storage| inodes::limit(&storage.driver_options)).min();
         let first = sandbox.is_none();
         let storages = self.storages.clone();
@@ -120,9 +118,6 @@ impl Guest {
             storages.add_all(&all).map_err(|e| Failure::internal(&e))
         })
         .await?;
-        if named && self.owns_machine {
-            identity::machine_id()?;
-        }
         log::info!("this is sandbox {:?}", request.sandbox_id);
         let inodes =
             limit.filter(|_| self.owns_machine).map(|limit| tokio::spawn(inodes::keep_below(limit)).abort_handle());

@@ -18,6 +18,7 @@ use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::container::blocking;
 use crate::failure::Failure;
+use crate::identity;
 use crate::sandbox::Guest;
 use crate::{copy, engine, hotplug, procfs, storage};
 
@@ -231,7 +232,11 @@ impl AgentService for Agent {
             kata_sys::guest::add_entropy(&random, &r.data)?;
             kata_sys::guest::reseed_crng(&random)
         };
-        done(reseed().map_err(|e| Failure::io("cannot add to /dev/random", &e)))
+        if let Err(e) = reseed() {
+            return done(Err(Failure::io("cannot add to /dev/random", &e)));
+        }
+        // It is the machine's own from now on, and so is what is made of it.
+        done(if self.0.owns_machine { identity::machine_id() } else { Ok(()) })
     }
 
     async fn get_guest_details(

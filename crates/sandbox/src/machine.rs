@@ -20,6 +20,8 @@ pub use error::{BootError, chain};
 
 /// How long after the agent's channel has closed the exit of whatever closed it may take to be seen.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
+/// How long a killed VMM may take to end.
+const STOP: Duration = Duration::from_secs(5);
 /// Processes of a machine that end because one of them did, end this soon.
 const TOGETHER: Duration = Duration::from_millis(100);
 
@@ -83,20 +85,21 @@ impl Machine {
         identity: Option<&Identity>,
     ) -> Result<(), CallError> {
         let calls = self.agent.calls();
-        if let Some(identity) = identity {
-            sandbox.sandbox_id = identity.sandbox.to_string();
-            sandbox.hostname.clone_from(&identity.hostname);
-            // First of all: what the guest chooses at random from here on is its own.
-            let mut entropy = pb::ReseedRandomDevRequest::new();
-            entropy.data = random::<64>().to_vec();
-            let mut clock = pb::SetGuestDateTimeRequest::new();
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            clock.Sec = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-            clock.Usec = i64::from(now.subsec_micros());
-            let (entropy, clock) = tokio::join!(calls.reseed_random_dev(entropy), calls.set_guest_date_time(clock));
-            entropy.and(clock)?;
-        }
-        calls.create_sandbox(sandbox).await.map(drop)
+        let Some(identity) = identity else { return calls.create_sandbox(sandbox).await.map(drop) };
+        sandbox.sandbox_id = identity.sandbox.to_string();
+        sandbox.hostname.clone_from(&identity.hostname);
+        let mut entropy = pb::ReseedRandomDevRequest::new();
+        entropy.data = random::<64>().to_vec();
+        let mut clock = pb::SetGuestDateTimeRequest::new();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        clock.Sec = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        clock.Usec = i64::from(now.subsec_micros());
+        let (entropy, clock, sandbox) = tokio::join!(
+            calls.reseed_random_dev(entropy),
+            calls.set_guest_date_time(clock),
+            calls.create_sandbox(sandbox)
+        );
+        entropy.and(clock).and(sandbox).map(drop)
     }
 
     /// Moves the machine's processes into host cgroups: absolute directories of `cgroup.procs`.
@@ -106,6 +109,12 @@ impl Machine {
     pub fn join_cgroups(&self, cgroup: &crate::HostCgroup) -> Result<(), crate::CgroupError> {
         cgroup.join(self.vm.processes().vmm)?;
         cgroup.join(self.fs.pid())
+    }
+
+    /// How one of its processes has ended, if one has.
+    pub fn ended(&self) -> Option<VmExit> {
+        let vm = self.vm.exited().borrow().clone();
+        vm.or_else(|| self.fs.exited().borrow().clone())
     }
 
     /// The sandbox's directory has been given another name.
@@ -182,9 +191,20 @@ impl Machine {
         }
     }
 
+    /// Ends it when nothing in the guest has anything left to write. Returns when no file of the host's is in use any more;
+    /// the VMM, whose memory takes the kernel a while to free, is killed and goes meanwhile.
+    pub async fn leave(self) -> (Result<(), ShareError>, tokio::task::JoinHandle<()>) {
+        let Machine { mut vm, mut fs, share, .. } = self;
+        let going = tokio::spawn(async move { drop(vm.stop(Stop::Kill, Instant::now() + STOP).await) });
+        // The kill is under way before this waits.
+        tokio::task::yield_now().await;
+        fs.stop().await;
+        (share.remove_all(), going)
+    }
+
     /// Ends it; waits for its processes.
     pub async fn stop(mut self) -> Result<(), ShareError> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + STOP;
         tokio::join!(self.vm.stop(Stop::Kill, deadline), self.fs.stop());
         self.share.remove_all()
     }
@@ -202,4 +222,3 @@ fn kernel_module(text: &str) -> pb::KernelModule {
     module.parameters = words.collect();
     module
 }
-

@@ -69,6 +69,8 @@ pub struct CreateRequest {
 enum MachineState {
     /// Not yet asked for.
     Cold,
+    /// Out of the pool: it does not know yet whose it is.
+    Nameless(Box<Machine>),
     Running(Box<Machine>),
     Failed(String),
     Gone,
@@ -91,6 +93,8 @@ pub struct Sandbox {
     death: watch::Sender<Option<String>>,
     containers: Mutex<BTreeMap<String, Container>>,
     state: Mutex<StateFile>,
+    /// A VMM that has been killed and is going.
+    going: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -121,30 +125,36 @@ impl Sandbox {
             death: watch::channel(None).0,
             containers: Mutex::new(BTreeMap::new()),
             state: Mutex::new(state),
+            going: Mutex::new(None),
         }))
     }
 
-    /// Makes a sandbox of a machine that has waited for one. Must be called within the runtime.
+    /// Makes a sandbox of a machine that has waited for one, and begins to tell the guest who it is. Must be called within
+    /// the runtime.
     ///
     /// # Errors
-    /// When the guest cannot be told who it is, or the state file cannot be written; the machine is stopped then.
+    /// When the machine's processes cannot join the cgroup, or the state file cannot be written; the machine is stopped.
     pub async fn adopt(options: Options, mut machine: Machine) -> Result<Arc<Sandbox>, SandboxError> {
-        let begun = Instant::now();
         machine.moved_to(&options.run_dir);
-        let sandbox = Sandbox::new(options)?;
-        let done = match machine.join_cgroups(&sandbox.options.cgroup) {
-            Ok(()) => machine.identify(&sandbox.identity()).await.map_err(SandboxError::from),
-            Err(err) => Err(SandboxError::Boot(err.to_string())),
-        };
-        if let Err(err) = done {
-            if let Err(err) = machine.stop().await {
-                tracing::warn!("{}", machine::chain(&err));
+        let cgroup = options.cgroup.clone();
+        let made = Sandbox::new(options);
+        let joined = made.and_then(|sandbox| {
+            machine.join_cgroups(&cgroup).map_err(|e| SandboxError::Boot(e.to_string()))?;
+            sandbox.booted(&machine)?;
+            Ok(sandbox)
+        });
+        let sandbox = match joined {
+            Ok(sandbox) => sandbox,
+            Err(err) => {
+                if let Err(err) = machine.stop().await {
+                    tracing::warn!("{}", machine::chain(&err));
+                }
+                return Err(err);
             }
-            return Err(err);
-        }
-        sandbox.booted(&machine)?;
-        *sandbox.machine.lock().await = MachineState::Running(Box::new(machine));
-        tracing::info!(from = "pool", identified = ?begun.elapsed(), "the machine is up");
+        };
+        *sandbox.machine.lock().await = MachineState::Nameless(Box::new(machine));
+        let early = Arc::clone(&sandbox);
+        tokio::spawn(async move { drop(early.boot(&mut *early.machine.lock().await).await) });
         Ok(sandbox)
     }
 
@@ -152,9 +162,33 @@ impl Sandbox {
         Identity { sandbox: self.options.id.clone(), hostname: self.options.hostname.clone() }
     }
 
+    /// Waits until a VMM that was killed has gone.
+    pub async fn gone(&self) {
+        let going = lock(&self.going).take();
+        if let Some(going) = going {
+            drop(going.await);
+        }
+    }
+
     /// The sandbox's id.
     pub fn id(&self) -> &SandboxId {
         &self.options.id
+    }
+
+    /// Tells a machine out of the pool whose it is. One that cannot be told is dead: nothing may run in it.
+    async fn name(&self, machine: &mut Machine) {
+        let begun = Instant::now();
+        let Err(err) = machine.identify(&self.identity()).await else {
+            tracing::info!(from = "pool", identified = ?begun.elapsed(), "the machine is up");
+            return;
+        };
+        // What ended it, if something did, is known a moment later, and says more.
+        let mut death = self.death.subscribe();
+        let known = tokio::time::timeout(REASON_WITHIN, death.wait_for(Option::is_some)).await;
+        if !matches!(known, Ok(Ok(_))) {
+            tracing::error!("the guest could not be told who it is: {err}");
+            self.death.send_replace(Some(format!("the guest could not be told who it is: {err}")));
+        }
     }
 
     /// Boots if need be; afterwards the state is Running, or this fails.
@@ -179,13 +213,19 @@ impl Sandbox {
                 }
             }
         }
+        if let MachineState::Nameless(machine) = state {
+            self.name(machine).await;
+            if let MachineState::Nameless(machine) = std::mem::replace(state, MachineState::Gone) {
+                *state = MachineState::Running(machine);
+            }
+        }
         match state {
             MachineState::Running(machine) => match self.death.borrow().clone() {
                 Some(reason) => Err(SandboxError::Dead(reason)),
                 None => Ok(machine),
             },
             MachineState::Failed(text) => Err(SandboxError::Boot(text.clone())),
-            MachineState::Cold | MachineState::Gone => {
+            MachineState::Cold | MachineState::Nameless(_) | MachineState::Gone => {
                 let reason = self.death.borrow().clone();
                 Err(SandboxError::Dead(reason.unwrap_or_else(|| "it has been shut down".into())))
             }

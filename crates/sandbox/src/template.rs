@@ -113,7 +113,8 @@ impl Templates {
         let meta = fs::metadata(&self.dir).map_err(failed("look at", &self.dir))?;
         private(&meta).map_err(failed("trust", &self.dir))?;
         let path = self.dir.join(LOCK);
-        let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(failed("open", &path))?;
+        let file =
+            File::options().write(true).create(true).truncate(false).open(&path).map_err(failed("open", &path))?;
         flock(&file, FlockOperation::LockExclusive).map_err(|e| failed("lock", &path)(e.into()))?;
         Ok(Lock { _file: file })
     }

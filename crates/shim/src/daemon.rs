@@ -129,13 +129,7 @@ struct Serving {
 }
 
 impl Serving {
-    async fn begin(
-        args: &Args,
-        config: Config,
-        vmm: Arc<Qemu>,
-        sockets: Sockets,
-        has: Has,
-    ) -> Result<Serving, String> {
+    async fn begin(args: &Args, config: Config, vmm: Arc<Qemu>, sockets: Sockets, has: Has) -> Result<Serving, String> {
         let owner = args.owner()?;
         let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
         let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
@@ -188,11 +182,14 @@ impl Serving {
         // The answer to Shutdown, and the last events, are still on their way.
         drop(tokio::time::timeout(Duration::from_millis(500), self.server.shutdown()).await);
         drop(self.server);
+        // From here on the id can be used again; what is left goes under another name.
+        let ending = kata_sandbox::retire(&args.run_dir);
+        self.sandbox.gone().await;
         drop(self.sandbox);
         // The publisher may have ended; then there is nothing to stop.
         let _ = self.stop.send(());
         drop(tokio::time::timeout(Duration::from_secs(2), self.publisher).await);
-        if let Err(err) = kata_storage::remove_run_dir(&args.run_dir) {
+        if let Err(err) = kata_storage::remove_run_dir(&ending) {
             tracing::warn!("{err}");
         }
         Ok(())

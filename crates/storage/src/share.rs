@@ -133,8 +133,7 @@ impl Share {
     /// # Errors
     /// [`ShareError::Os`].
     pub fn carry(&self) -> Result<OwnedFd, ShareError> {
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         open_tree(CWD, &self.dir, flags).map_err(|e| os("take along the mount", &self.dir)(e.into()))
     }
 

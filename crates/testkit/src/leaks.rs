@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 mod host;
+mod pool;
 
 /// How long the host may take to come to rest: a killed process to go, the kernel to drop its namespaces.
 const SETTLES_WITHIN: Duration = Duration::from_secs(5);

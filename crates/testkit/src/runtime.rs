@@ -68,13 +68,17 @@ impl Runtime {
         Runtime { program: stage.join("bin/kata-runtime"), dir: scratch(), flags: Vec::new() }
     }
 
-    /// With this `configuration.toml` instead of the stage's.
+    /// With this `configuration.toml` instead of the stage's. Its VMs boot, unless it has a `[factory]` of its own.
     ///
     /// # Panics
     /// When it cannot be written.
     #[must_use]
     pub fn configured(mut self, text: &str) -> Runtime {
         let file = self.dir.path().join("configuration.toml");
+        let mut text = text.to_owned();
+        if !text.contains("[factory]") {
+            text.push_str("\n[factory]\nenable_template = false\n");
+        }
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         self.flags.extend(["--kata-config".into(), file.display().to_string()]);
         self

@@ -28,6 +28,8 @@ const BUFFER_OF_RESTORED: Mib = Mib(40);
 pub(crate) const ROOT_PORTS: usize = 8;
 /// The slot of the first root port on the root bus.
 const FIRST_SLOT: usize = 2;
+/// The slot of the balloon, after the root ports.
+const BALLOON_SLOT: usize = FIRST_SLOT + ROOT_PORTS;
 /// The slot of the controller with the agent's port.
 const SERIAL_SLOT: usize = 1;
 
@@ -45,8 +47,17 @@ pub(crate) fn port_path(index: usize) -> String {
     format!("{:02x}/00", FIRST_SLOT + index)
 }
 
+/// Where the firmware of our own build is (`packaging/qemu`), if `binary` is one by where it is installed.
+fn own_data(binary: &Path) -> Option<PathBuf> {
+    let dir = binary.parent().filter(|dir| dir.ends_with("libexec/kata-containers"))?;
+    Some(dir.parent()?.parent()?.join("share/kata-containers/qemu"))
+}
+
 /// Where the binary's own firmware is, and that of the distribution.
 fn firmware_dirs(binary: &Path) -> Vec<PathBuf> {
+    if let Some(data) = own_data(binary) {
+        return vec![data];
+    }
     let own = binary.parent().and_then(Path::parent).map(|prefix| prefix.join("share/qemu"));
     own.into_iter().chain([PathBuf::from("/usr/share/qemu")]).collect()
 }
@@ -145,6 +156,13 @@ fn shape(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>)
         &format!("virtio-serial-pci,id=serial,max_ports=2,bus=pcie.0,addr={SERIAL_SLOT:#x},disable-legacy=on"),
     ]);
     add(&["-device", &format!("virtserialport,bus=serial.0,chardev=agent,name={}", kata_types::AGENT_SERIAL_PORT)]);
+    if spec.free_page_reporting {
+        // Nothing is ever inflated: it is there for what the guest reports of itself.
+        add(&[
+            "-device",
+            &format!("virtio-balloon-pci,id=balloon,bus=pcie.0,addr={BALLOON_SLOT:#x},free-page-reporting=on"),
+        ]);
+    }
     for index in 0..ROOT_PORTS {
         let slot = FIRST_SLOT + index;
         add(&["-device", &format!("pcie-root-port,id={},bus=pcie.0,addr={slot:#x},chassis={slot}", port(index))]);
@@ -152,8 +170,11 @@ fn shape(spec: &VmSpec, machine: &Machine, accel: Accel, firmware: Option<&str>)
     args
 }
 
-/// What QEMU sees: its own binary with libraries and firmware, and what it boots; all read-only.
-pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel) -> Root {
+/// What a binary needs to start: for our own, which is static, its firmware; else libraries, and the distribution's.
+fn needs_of(binary: &Path) -> Vec<Bind> {
+    if let Some(data) = own_data(binary) {
+        return vec![Bind::same(data)];
+    }
     let mut binds: Vec<Bind> =
         ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/seabios"]
             .map(Bind::same)
@@ -171,6 +192,12 @@ pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel
             }
         }
     }
+    binds
+}
+
+/// What QEMU sees: its own binary with libraries and firmware, and what it boots; all read-only.
+pub(crate) fn root(spec: &VmSpec, binary: &Path, machine: &Machine, accel: Accel) -> Root {
+    let mut binds = needs_of(binary);
     binds.push(Bind::at(binary, binary));
     if matches!(spec.begin, Begin::Boot) {
         binds.push(Bind::at(&spec.boot.kernel, KERNEL));
@@ -202,6 +229,7 @@ mod tests {
             max_vcpus: 4,
             debug: false,
             cgroups: vec![],
+            free_page_reporting: true,
             begin: Begin::Boot,
         }
     }
@@ -254,11 +282,27 @@ mod tests {
         let args = arguments(&restored, machine, Accel::Tcg, None).join(" ");
         assert!(args.contains("tb-size=40 "), "{args}");
         assert!(args.contains("share=off -incoming defer") && !args.contains("-kernel"), "{args}");
-        assert!(!root(&restored, Path::new("/usr/bin/q"), machine, Accel::Tcg).binds.iter().any(|b| b.source == Path::new("/k")));
+        assert!(
+            !root(&restored, Path::new("/usr/bin/q"), machine, Accel::Tcg)
+                .binds
+                .iter()
+                .any(|b| b.source == Path::new("/k"))
+        );
         let text = |spec: &VmSpec| shape_text(spec, machine, Accel::Tcg, None);
         assert_eq!(text(&boots), text(&restored));
         restored.boot.params.clear();
         assert_ne!(text(&boots), text(&restored));
+    }
+
+    #[test]
+    fn our_own_build_sees_no_library_and_finds_its_firmware_beside_it() {
+        let machine = Machine::find("x86_64", "").unwrap();
+        let binary = Path::new("/opt/k/libexec/kata-containers/qemu-system-x86_64");
+        assert_eq!(firmware_dirs(binary), [Path::new("/opt/k/share/kata-containers/qemu")]);
+        let root = root(&spec(), binary, machine, Accel::Tcg);
+        assert!(root.binds.contains(&Bind::same("/opt/k/share/kata-containers/qemu")));
+        assert!(root.binds.iter().all(|bind| !bind.target.to_string_lossy().contains("lib/")), "{:?}", root.binds);
+        assert_eq!(root.binds.len(), 4, "firmware, binary, kernel and initrd: {:?}", root.binds);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use kata_types::Mib;
-use kata_vmm::{LaunchError, VmSpec};
+use kata_vmm::{Begin, LaunchError, MemorySharing, Unsupported, VmSpec};
 
 /// With less, a guest does not get as far as its init.
 const MIN_MEMORY: Mib = Mib(64);
@@ -37,6 +37,13 @@ pub(crate) fn check(spec: &VmSpec, other_user: bool) -> Result<(), LaunchError> 
 }
 
 fn sizes(spec: &VmSpec) -> Result<(), LaunchError> {
+    if let Begin::Restore(from) = &spec.begin
+        && from.sharing == MemorySharing::CopyOnWrite
+        && spec.free_page_reporting
+    {
+        let operation = "report free pages of memory that is copy-on-write".to_owned();
+        return Err(Unsupported { operation, by: crate::NAME.to_owned() }.into());
+    }
     let wrong = |text: String| Err(LaunchError::Size(text));
     if spec.memory < MIN_MEMORY {
         return wrong(format!("{} of memory are too little for a guest; give {MIN_MEMORY} or more", spec.memory));
@@ -128,6 +135,7 @@ mod tests {
             max_vcpus: 2,
             debug: false,
             cgroups: vec![],
+            free_page_reporting: true,
             begin: kata_vmm::Begin::Boot,
         }
     }

@@ -51,7 +51,9 @@ fn host_cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let first = info.split("\n\n").next().unwrap_or_default();
     let tells = |line: &&str| {
-        ["model", "flags", "Features", "CPU ", "vendor", "stepping", "microcode"].iter().any(|key| line.starts_with(key))
+        ["model", "flags", "Features", "CPU ", "vendor", "stepping", "microcode"]
+            .iter()
+            .any(|key| line.starts_with(key))
     };
     first.lines().filter(tells).collect::<Vec<_>>().join("\n")
 }

@@ -137,8 +137,7 @@ pub(crate) struct Parts {
 impl QemuVm {
     pub(crate) fn new(parts: Parts, spec: &VmSpec) -> QemuVm {
         let Parts { process, qmp, console, agent, agent_file, uid, record, memory, accel } = parts;
-        let private_memory =
-            matches!(&spec.begin, Begin::Restore(from) if from.sharing == MemorySharing::CopyOnWrite);
+        let private_memory = matches!(&spec.begin, Begin::Restore(from) if from.sharing == MemorySharing::CopyOnWrite);
         QemuVm {
             process,
             qmp,

@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use console::{Console, ConsoleRing};
-pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
 pub use identity::content_digest;
+pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
 pub use spec::{
     AgentAddr, Begin, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError,
     Resources, SaveError, Snapshot, Stop, Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,

@@ -75,6 +75,9 @@ pub struct VmSpec {
     pub debug: bool,
     /// cgroups (absolute directories of cgroup.procs' parents) that the VMM's process joins before it runs.
     pub cgroups: Vec<PathBuf>,
+    /// Pages that the guest frees go back to the host. Must be off where memory is [`MemorySharing::CopyOnWrite`]: giving a
+    /// page back would take it from all.
+    pub free_page_reporting: bool,
     /// How its guest comes to run.
     pub begin: Begin,
 }

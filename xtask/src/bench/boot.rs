@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{image, run};
 
 /// What init says first.
-const READY: &str = "init-is-running";
+pub const READY: &str = "init-is-running";
 /// What it says whenever it is asked.
 const ANSWER: &str = "init-is-here";
 /// A boot that takes longer has failed.
@@ -24,6 +24,22 @@ const SAVE: Duration = Duration::from_secs(30);
 const ROOT_PORTS: usize = 8;
 /// MiB, as our default.
 const MEMORY: u32 = 1024;
+
+/// The initrd of such a boot, with the busybox of `work/rootfs`: its init says [`READY`], and then an answer to each line.
+///
+/// # Errors
+/// No busybox, or a place that cannot be written.
+pub fn initrd(work: &Path) -> Result<PathBuf> {
+    let initrd = work.join("bare.img");
+    let script = work.join("bare-init");
+    let answering = format!("while read line; do echo {ANSWER}; done");
+    // Where nobody can ask, it sleeps.
+    fs::write(&script, format!("#!/bin/busybox sh\necho {READY}\n{answering}\nexec /bin/busybox sleep 1000\n"))?;
+    let file = File::create(&initrd).with_context(|| format!("cannot write {}", initrd.display()))?;
+    let busybox = work.join("rootfs/bin/busybox");
+    image::write_with(BufWriter::new(file), &script, &[("bin/busybox", &busybox)], &[])?;
+    Ok(initrd)
+}
 
 /// A VM of our driver's shape without anything of ours in it.
 pub struct Bare {
@@ -49,17 +65,11 @@ impl Bare {
     /// # Errors
     /// No busybox, or a place that cannot be written.
     pub fn prepare(accel: &str, kernel: &Path, work: &Path) -> Result<Self> {
-        let initrd = work.join("bare.img");
-        let script = work.join("bare-init");
-        fs::write(&script, format!("#!/bin/busybox sh\necho {READY}\nwhile read line; do echo {ANSWER}; done\n"))?;
-        let file = File::create(&initrd).with_context(|| format!("cannot write {}", initrd.display()))?;
-        let busybox = work.join("rootfs/bin/busybox");
-        image::write_with(BufWriter::new(file), &script, &[("bin/busybox", &busybox)], &[])?;
         let memory = Path::new("/dev/shm").join(format!("kata-bench-{}", std::process::id()));
         Ok(Bare {
             accel: accel.to_owned(),
             kernel: kernel.to_owned(),
-            initrd,
+            initrd: initrd(work)?,
             log: work.join("bare.log"),
             saved: work.join("bare.saved"),
             memory,

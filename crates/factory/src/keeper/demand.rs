@@ -55,7 +55,8 @@ impl Demand {
 
 /// What is available and what there is, in KiB (proc_meminfo(5)).
 fn parse(meminfo: &str) -> Option<(u64, u64)> {
-    let field = |name: &str| meminfo.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    let field =
+        |name: &str| meminfo.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
     Some((field("MemAvailable:")?, field("MemTotal:")?))
 }
 

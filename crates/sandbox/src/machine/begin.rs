@@ -61,6 +61,8 @@ pub fn vm_spec(config: &Config, sandbox: &SandboxId, run_dir: &Path, cgroups: &[
         max_vcpus: qemu.max_vcpus(),
         debug: qemu.enable_debug || config.agent.kata.enable_debug,
         cgroups: cgroups.to_owned(),
+        // The memory is the VM's own: the file daemon has to share it.
+        free_page_reporting: true,
         begin: Begin::Boot,
     }
 }
@@ -83,7 +85,10 @@ pub async fn begin(spec: &BeginSpec, vmm: &dyn Vmm) -> Result<Machine, BootError
             };
             match done {
                 Err(err) if blames_template(&err) => {
-                    tracing::warn!("the template cannot be used, and is removed; the machine boots instead: {}", chain(&err));
+                    tracing::warn!(
+                        "the template cannot be used, and is removed; the machine boots instead: {}",
+                        chain(&err)
+                    );
                     if let Err(err) = templates.remove(template.shape()) {
                         tracing::warn!("{err}");
                     }

@@ -82,7 +82,8 @@ impl Machine {
         process.terminal = false;
         process.args = vec![format!("/{WAITS}")];
         spec.process = Some(process.clone());
-        let limits = Limits { max_memory: Mib(u64::MAX >> 20), max_vcpus: u32::MAX, overhead: Mib(0), drop_seccomp: true };
+        let limits =
+            Limits { max_memory: Mib(u64::MAX >> 20), max_vcpus: u32::MAX, overhead: Mib(0), drop_seccomp: true };
         let planned = plan::plan(&spec, id.as_str(), limits, &RealHost)?;
 
         let calls = self.agent.calls().clone();
@@ -171,8 +172,8 @@ mod code {
     pub const ENDS: &[u8] = &[0, 0, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 1, 0, 0, 0xd4];
     /// `again: mov x0..x4, 0; mov x8, 73 (ppoll: of nothing, for ever); svc 0; b again`
     pub const WAITS: &[u8] = &[
-        0, 0, 0x80, 0xd2, 1, 0, 0x80, 0xd2, 2, 0, 0x80, 0xd2, 3, 0, 0x80, 0xd2, 4, 0, 0x80, 0xd2, 0x28, 0x09, 0x80, 0xd2, 1,
-        0, 0, 0xd4, 0xf9, 0xff, 0xff, 0x17,
+        0, 0, 0x80, 0xd2, 1, 0, 0x80, 0xd2, 2, 0, 0x80, 0xd2, 3, 0, 0x80, 0xd2, 4, 0, 0x80, 0xd2, 0x28, 0x09, 0x80,
+        0xd2, 1, 0, 0, 0xd4, 0xf9, 0xff, 0xff, 0x17,
     ];
 }
 

@@ -77,7 +77,9 @@ impl Sandbox {
                 tracing::warn!("{}", machine::chain(&err));
             }
         }
-        if last {
+        if last && self.death.borrow().is_none() && leaves_nothing_behind(&c.spec) {
+            self.leave_machine(&mut machine).await;
+        } else if last {
             self.stop_machine(&mut machine).await;
         }
         self.save(|s| drop(s.containers.remove(container)))?;
@@ -93,8 +95,23 @@ impl Sandbox {
         Ok(())
     }
 
-    pub(super) async fn stop_machine(&self, state: &mut MachineState) {
+    /// Ends a machine in which nothing runs any more: there is nothing to wait for but the files.
+    async fn leave_machine(&self, state: &mut MachineState) {
         let MachineState::Running(machine) = std::mem::replace(state, MachineState::Gone) else { return };
+        self.death.send_replace(Some("it has been shut down".into()));
+        let (left, going) = machine.leave().await;
+        if let Err(err) = left {
+            tracing::warn!("{}", machine::chain(&err));
+        }
+        *lock(&self.going) = Some(going);
+    }
+
+    pub(super) async fn stop_machine(&self, state: &mut MachineState) {
+        let (MachineState::Running(machine) | MachineState::Nameless(machine)) =
+            std::mem::replace(state, MachineState::Gone)
+        else {
+            return;
+        };
         if self.death.borrow().is_none() {
             self.death.send_replace(Some("it has been shut down".into()));
             // What the workload wrote through a mapping is still in the guest's page cache: this syncs it.
@@ -118,6 +135,14 @@ impl Sandbox {
         self.stop_machine(&mut machine).await;
         self.options.cgroup.remove();
     }
+}
+
+/// Whether all that a container's processes have written has reached the host when its first process has ended. The others
+/// ended before it, if they are in a pid namespace of its own (pid_namespaces(7)), and the guest's kernel writes to the
+/// share at once, or, what was written through a mapping, when that is unmapped (fs/fuse/file.c, `fuse_vma_close`).
+fn leaves_nothing_behind(spec: &kata_oci::Spec) -> bool {
+    let namespaces = spec.linux.iter().flat_map(|l| &l.namespaces);
+    namespaces.into_iter().any(|ns| ns.kind == "pid" && ns.path.is_empty())
 }
 
 fn ignore_finished(err: SandboxError) -> Result<(), SandboxError> {

@@ -12,8 +12,9 @@ use thiserror::Error;
 use super::{Lock, MEMORY, STATE, Template, TemplateError, Templates, failed};
 use crate::machine::{self, BootError, chain};
 
-/// The agent has noticed that nobody talks to it any more, and the guest's kernel has done what it had put off.
-const SETTLE: Duration = Duration::from_millis(500);
+/// The agent has noticed that nobody talks to it any more, and the guest's kernel has done what it had put off: giving back
+/// what its boot has freed comes last, two seconds after (mm/page_reporting.c, PAGE_REPORTING_DELAY).
+const SETTLE: Duration = Duration::from_millis(2300);
 /// How long the VMM of a saved guest may take to go.
 const STOP: Duration = Duration::from_secs(5);
 

@@ -147,7 +147,9 @@ async fn named(
     logging::redirect(&args.log.clone().unwrap_or_else(|| args.run_dir.join("daemon.log")), args.debug);
     config.runtime.enable_debug |= args.debug;
     machine.moved_to(&args.run_dir);
-    let begun = match namespace::follow(theirs, &mut machine) {
+    // What is told by `death`, after it has made sure of the reason, may have happened just now.
+    let alive = machine.ended().map_or(Ok(()), |exit| Err(format!("a process of the machine has ended: {exit}")));
+    let begun = match alive.and_then(|()| namespace::follow(theirs, &mut machine)) {
         Ok(()) => Serving::begin(&args, config, vmm, sockets, Has::Machine(Box::new(machine))).await,
         Err(err) => {
             end(machine, &args.run_dir).await;

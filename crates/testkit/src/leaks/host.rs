@@ -5,15 +5,19 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::pool::Pool;
 use super::{Kind, walk};
 
 /// Where sandboxes, and the containers of the command line, have their state.
 const OURS: [&str; 2] = ["/run/kata", "/run/kata-containers"];
-/// What stays there on purpose: the accelerator's verdict of this boot, and the lock on uids.
-const STAYS: [&str; 2] = ["/run/kata/accel-", "/run/kata/uids"];
+/// What stays there on purpose: the accelerator's verdict of this boot, the lock on uids, digests of files, templates,
+/// the factory's log.
+const STAYS: [&str; 5] =
+    ["/run/kata/accel-", "/run/kata/uids", "/run/kata/digests", "/run/kata/templates", "/run/kata/factory.log"];
 /// Programs whose processes are nobody else's business on a host that runs these tests.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 19] = [
     "kata",
+    "kata-factory",
     "kata-runtime",
     "kata-sandbox",
     "kata-shim",
@@ -38,11 +42,12 @@ const VMM: &str = "qemu-system-";
 pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String, String)) {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
-    processes(&mut found);
+    let pool = Pool::now();
+    processes(&pool, &mut found);
     for m in &mounts {
         found(Kind::Mount, format!("{} ({} {})", m.point, m.kind, m.source), String::new());
     }
-    for (inode, who) in network_namespaces(&mounts) {
+    for (inode, who) in network_namespaces(&mounts, &pool) {
         found(Kind::NetworkNamespace, inode, who);
     }
     for name in interfaces() {
@@ -52,11 +57,16 @@ pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String, String)) {
         found(Kind::Cgroup, dir, String::new());
     }
     let places: Vec<&Path> = OURS.iter().map(Path::new).chain(roots.iter().map(PathBuf::as_path)).collect();
-    for path in sockets().into_iter().filter(|path| places.iter().any(|place| path.starts_with(place))) {
+    for path in
+        sockets().into_iter().filter(|path| !Pool::has_path(path) && places.iter().any(|place| path.starts_with(place)))
+    {
         found(Kind::Socket, path.display().to_string(), String::new());
     }
     for place in places {
         walk(place, &mut |path| {
+            if Pool::has_path(path) {
+                return;
+            }
             let path = path.to_string_lossy();
             if !STAYS.iter().any(|stays| path.starts_with(stays)) {
                 found(Kind::File, path.into_owned(), String::new());
@@ -86,12 +96,12 @@ impl Mount {
 }
 
 /// The pids of all processes.
-fn pids() -> impl Iterator<Item = u32> {
+pub(super) fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
-fn processes(found: &mut impl FnMut(Kind, String, String)) {
-    for pid in pids().filter(|pid| *pid != std::process::id()) {
+fn processes(pool: &Pool, found: &mut impl FnMut(Kind, String, String)) {
+    for pid in pids().filter(|pid| *pid != std::process::id() && !pool.has(*pid)) {
         let dir = PathBuf::from(format!("/proc/{pid}"));
         let Some((start, zombie)) = birth(&dir) else { continue };
         // One that nobody reaps holds nothing; its parent, if it is ours, is found itself.
@@ -127,12 +137,12 @@ fn birth(dir: &Path) -> Option<(u64, bool)> {
 }
 
 /// By inode; with who holds it.
-fn network_namespaces(mounts: &[Mount]) -> BTreeMap<String, String> {
+fn network_namespaces(mounts: &[Mount], pool: &Pool) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for m in mounts.iter().filter(|m| m.root.starts_with("net:[")) {
         all.insert(m.root.clone(), format!("the mount {}", m.point));
     }
-    for pid in pids() {
+    for pid in pids().filter(|pid| !pool.has(*pid)) {
         if let Ok(link) = fs::read_link(format!("/proc/{pid}/ns/net")) {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             all.entry(link.to_string_lossy().into_owned()).or_insert(format!("process {pid} ({})", comm.trim()));

@@ -80,13 +80,17 @@ impl Guest {
             max_vcpus: 2,
             debug: false,
             cgroups: vec![],
+            free_page_reporting: true,
             begin: Begin::Boot,
         }
     }
 }
 
-/// The distribution's QEMU.
+/// `$KATA_TEST_QEMU`, else the distribution's QEMU.
 pub fn qemu() -> PathBuf {
+    if let Some(path) = std::env::var_os("KATA_TEST_QEMU") {
+        return PathBuf::from(path);
+    }
     PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH))
 }
 
