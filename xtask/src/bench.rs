@@ -78,9 +78,6 @@ pub struct Options {
     /// installed to, or a revision of this repository, which is built.
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Option<Vec<String>>,
-    /// QEMU's accelerator for the bare VM; give what `kata-runtime check` says.
-    #[arg(long, default_value = "tcg")]
-    accel: String,
     /// Measure the dev profile: quickly built, and slower.
     #[arg(long)]
     dev: bool,
@@ -205,7 +202,8 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
         let docker = Docker::start(ground.work, &contenders, &ground.archive)?;
         let oci = Oci::prepare(ground.work, build, &ground.rootfs)?;
         let engines: [&dyn Engine; 3] = [&oci, &ctr, &docker];
-        let mut bare = boot::Bare::prepare(&options.accel, &build.prefix.join(layout::KERNEL), ground.work)?;
+        let mut bare =
+            boot::Bare::prepare(run::cmd(&build.bin().join("kata-runtime").to_string_lossy(), [""; 0]), ground.work)?;
         let mut skipped = Vec::new();
         let table = starts::measure(&engines, &contenders, Some(&mut bare), options.rounds, &mut skipped)?;
         found.text.push(format!("{} rounds, in turns; milliseconds\n\n{}", options.rounds, table.markdown()));

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use crate::{image, run};
 
@@ -22,6 +23,8 @@ const DEADLINE: &str = "60";
 const SAVE: Duration = Duration::from_secs(30);
 /// As many as our driver plugs.
 const ROOT_PORTS: usize = 8;
+/// What boots faster than a BIOS.
+const QUICK_FIRMWARE: &str = "qboot.rom";
 /// MiB, as our default.
 const MEMORY: u32 = 1024;
 
@@ -43,6 +46,7 @@ pub fn initrd(work: &Path) -> Result<PathBuf> {
 
 /// A VM of our driver's shape without anything of ours in it.
 pub struct Bare {
+    qemu: PathBuf,
     accel: String,
     kernel: PathBuf,
     initrd: PathBuf,
@@ -60,15 +64,20 @@ enum From {
 }
 
 impl Bare {
-    /// Makes the initrd with a shell script as init, in `work`.
+    /// With the QEMU, the accelerator and the kernel that `runtime`, a kata-runtime, says it uses; `work` gets the initrd.
     ///
     /// # Errors
-    /// No busybox, or a place that cannot be written.
-    pub fn prepare(accel: &str, kernel: &Path, work: &Path) -> Result<Self> {
+    /// What it says is not understood, no busybox, or a place that cannot be written.
+    pub fn prepare(mut runtime: Command, work: &Path) -> Result<Self> {
+        let env: Value = serde_json::from_str(&run::output(runtime.args(["env", "--json"]))?)?;
+        let word =
+            |value: &Value| value.as_str().map(str::to_owned).context("`kata-runtime env` says less than it did");
+        let qemu = &env["configuration"]["hypervisor"]["qemu"];
         let memory = Path::new("/dev/shm").join(format!("kata-bench-{}", std::process::id()));
         Ok(Bare {
-            accel: accel.to_owned(),
-            kernel: kernel.to_owned(),
+            qemu: word(&qemu["path"])?.into(),
+            accel: word(&env["host"]["accelerator"])?,
+            kernel: word(&qemu["kernel"])?.into(),
             initrd: initrd(work)?,
             log: work.join("bare.log"),
             saved: work.join("bare.saved"),
@@ -121,6 +130,13 @@ impl Bare {
         answered
     }
 
+    /// As our driver has it: beside our own QEMU, or the distribution's.
+    fn has_quick_firmware(&self) -> bool {
+        let own = self.qemu.ancestors().nth(3).map(|prefix| prefix.join("share/kata-containers/qemu"));
+        let dirs = own.into_iter().chain([PathBuf::from("/usr/share/qemu")]);
+        std::env::consts::ARCH == "x86_64" && dirs.into_iter().any(|dir| dir.join(QUICK_FIRMWARE).exists())
+    }
+
     fn save(&self) -> Result<()> {
         let monitor = self.saved.with_extension("monitor");
         let mut vm = self.start(From::Kernel, &self.memory, Some(&monitor))?;
@@ -139,10 +155,16 @@ impl Bare {
     }
 
     fn start(&self, from: From, memory: &Path, monitor: Option<&Path>) -> Result<Vm<'_>> {
-        let program = format!("qemu-system-{}", std::env::consts::ARCH);
-        let mut command: Command = run::cmd("timeout", ["--signal=KILL", DEADLINE, &program]);
-        let machine = if std::env::consts::ARCH == "aarch64" { "virt" } else { "q35" };
-        command.args(["-machine", &format!("{machine},memory-backend=m"), "-accel", &self.accel, "-cpu", "max"]);
+        let mut command: Command = run::cmd("timeout", ["--signal=KILL", DEADLINE]);
+        command.arg(&self.qemu);
+        let (machine, cpu, console) = match std::env::consts::ARCH {
+            "aarch64" => ("virt,gic-version=max", "max", "ttyAMA0"),
+            _ => ("q35,sata=off,smbus=off,usb=off,vmport=off", "max,la57=off", "ttyS0"),
+        };
+        command.args(["-machine", &format!("{machine},memory-backend=m"), "-accel", &self.accel, "-cpu", cpu]);
+        if self.has_quick_firmware() {
+            command.args(["-bios", QUICK_FIRMWARE]);
+        }
         command.args(["-m", &MEMORY.to_string()]);
         let memory = format!("memory-backend-file,id=m,size={MEMORY}M,share=on,mem-path={}", memory.display());
         command.args(["-object", &memory]);
@@ -155,7 +177,6 @@ impl Bare {
                 // A guest must not find what another one left.
                 drop(fs::remove_file(&self.memory));
                 command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
-                let console = if machine == "virt" { "ttyAMA0" } else { "ttyS0" };
                 command.args(["-append", &format!("console={console} panic=-1 quiet")]);
             }
             From::State => {
