@@ -18,6 +18,8 @@ use super::report::Table;
 use super::{Ground, starts};
 use crate::{paths, run};
 
+/// With fewer samples of each not even two that do not overlap are improbable enough to be believed.
+const ROUNDS: usize = 6;
 /// What the two are called.
 const LABELS: [&str; 2] = ["A", "B"];
 
@@ -39,6 +41,7 @@ struct Line {
 /// # Errors
 /// The builds', or a start's.
 pub fn measure(of: &[String], ground: &Ground, rounds: usize) -> Result<Comparison> {
+    ensure!(rounds >= ROUNDS, "--rounds must be at least {ROUNDS}: with fewer nothing is beyond noise");
     let builds: Vec<Build> = LABELS
         .iter()
         .zip(of)
