@@ -29,6 +29,7 @@ pub fn forced(loaded: &Loaded) -> Option<Accel> {
 struct Environment {
     runtime: RuntimeInfo,
     host: HostInfo,
+    sandbox: SandboxInfo,
     configuration: kata_config::Config,
 }
 
@@ -47,6 +48,14 @@ struct HostInfo {
     accelerator_reason: String,
 }
 
+#[derive(Serialize)]
+struct SandboxInfo {
+    /// Where the next one would come from.
+    comes_from: String,
+    /// How it has its template's memory.
+    memory: &'static str,
+}
+
 /// `env`.
 pub fn env(file: Option<&Path>, as_json: bool) -> Result<u8, CliError> {
     let loaded = load(file)?;
@@ -62,6 +71,11 @@ pub fn env(file: Option<&Path>, as_json: bool) -> Result<u8, CliError> {
             architecture: std::env::consts::ARCH,
             accelerator: format!("{:?}", choice.accel).to_lowercase(),
             accelerator_reason: choice.reason,
+        },
+        sandbox: SandboxInfo {
+            // What is wrong is said by those who start one.
+            comes_from: kata_factory::control::status(file).map_or_else(|e| e.to_string(), |status| status.next),
+            memory: "its own (a template's is copied): the file daemon has to share it",
         },
         configuration: loaded.config,
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 const COUNT: &str = "/proc/sys/fs/inode-nr";
 /// Writing 2 frees what is cached of names and inodes and not in use (proc_sys_vm(5)).
 const DROP: &str = "/proc/sys/vm/drop_caches";
-/// Far from the limit, and near it. Looking up a name takes 10 us at the very least.
+/// Far from the limit, unless the host says otherwise, and near it. Looking up a name takes 10 us at the very least.
 const RELAXED: Duration = Duration::from_millis(200);
 const ALERT: Duration = Duration::from_millis(10);
 /// With a limit above this, memory runs out first, and the kernel forgets by itself.
@@ -18,14 +18,26 @@ const ENOUGH: u64 = 200_000;
 /// The option of a virtio-fs storage that tells the limit: `inode_limit=N`.
 const OPTION: &str = "inode_limit=";
 
+/// The option that tells how many milliseconds may pass between two looks far from the limit: each costs an idle guest
+/// time, and where lookups are slow there may be more between them. `inode_pause=N`.
+const PAUSE_OPTION: &str = "inode_pause=";
+
+/// A limit to mind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limit {
+    inodes: u64,
+    pause: Duration,
+}
+
 /// The limit that a storage's driver options tell, if it is one to mind.
-pub fn limit(options: &[String]) -> Option<u64> {
-    let limit = options.iter().find_map(|option| option.strip_prefix(OPTION)?.parse().ok())?;
-    (limit < ENOUGH).then_some(limit)
+pub fn limit(options: &[String]) -> Option<Limit> {
+    let number = |name: &str| options.iter().find_map(|option| option.strip_prefix(name)?.parse::<u64>().ok());
+    let inodes = number(OPTION).filter(|limit| *limit < ENOUGH)?;
+    Some(Limit { inodes, pause: number(PAUSE_OPTION).map_or(RELAXED, Duration::from_millis) })
 }
 
 /// Keeps the number of inodes below `limit`. Runs until it is dropped.
-pub async fn keep_below(limit: u64) {
+pub async fn keep_below(limit: Limit) {
     let mut pace = Pace::new(limit);
     loop {
         let Some(count) = count() else {
@@ -59,11 +71,12 @@ fn parse(text: &str) -> Option<u64> {
 struct Pace {
     limit: u64,
     drop_at: u64,
+    relaxed: Duration,
 }
 
 impl Pace {
-    fn new(limit: u64) -> Self {
-        Pace { limit, drop_at: limit / 2 }
+    fn new(limit: Limit) -> Self {
+        Pace { limit: limit.inodes, drop_at: limit.inodes / 2, relaxed: limit.pause }
     }
 
     fn must_drop(&self, count: u64) -> bool {
@@ -76,7 +89,7 @@ impl Pace {
     }
 
     fn pause(&self, count: u64) -> Duration {
-        if count >= self.limit / 4 { ALERT } else { RELAXED }
+        if count >= self.limit / 4 { ALERT } else { self.relaxed }
     }
 }
 
@@ -87,14 +100,16 @@ mod tests {
     #[test]
     fn a_limit_is_minded_if_it_is_low() {
         let options = |text: &str| limit(&[text.to_owned()]);
-        assert_eq!(options("inode_limit=19390"), Some(19_390));
+        assert_eq!(options("inode_limit=19390"), Some(Limit { inodes: 19_390, pause: RELAXED }));
+        let both = ["inode_limit=9".to_owned(), "inode_pause=1000".to_owned()];
+        assert_eq!(limit(&both), Some(Limit { inodes: 9, pause: Duration::from_secs(1) }));
         assert_eq!(options("inode_limit=1000000"), None);
         assert_eq!((options("inode_limit=many"), options("other=1"), limit(&[])), (None, None, None));
     }
 
     #[test]
     fn inodes_are_dropped_in_time_and_not_again_and_again() {
-        let mut pace = Pace::new(16_000);
+        let mut pace = Pace::new(Limit { inodes: 16_000, pause: RELAXED });
         assert!(!pace.must_drop(7_999) && pace.must_drop(8_000));
         pace.dropped(1_000);
         assert!(!pace.must_drop(7_999) && pace.must_drop(8_000));

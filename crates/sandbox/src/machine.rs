@@ -35,6 +35,8 @@ pub struct Machine {
     pub agent: AgentClient,
     has: Resources,
     online_vcpus: u32,
+    /// How long the guest may not look at how many files it remembers.
+    inode_pause: Duration,
 }
 
 /// A connection's random name.
@@ -63,7 +65,10 @@ impl Machine {
         storage.mount_point = GUEST_SHARE_DIR.into();
         // Ours: a guest that remembers more files than the file daemon can hold would fail.
         match self.fs.file_limit() {
-            Ok(limit) => storage.driver_options.push(format!("inode_limit={limit}")),
+            Ok(limit) => {
+                let pause = format!("inode_pause={}", self.inode_pause.as_millis());
+                storage.driver_options.extend([format!("inode_limit={limit}"), pause]);
+            }
             Err(err) => tracing::warn!("the file daemon's limit of open files is not known: {err}"),
         }
         sandbox.storages.push(storage);

@@ -69,6 +69,7 @@ pub fn machine() -> Result<Params, BootError> {
     }
     cgroups::enable_controllers();
     raise_limits();
+    let_it_rest();
     if let Err(e) = kata_sys::guest::link_up("lo") {
         log::warn!("the loopback interface stays down: {e}");
     }
@@ -80,6 +81,17 @@ pub fn machine() -> Result<Params, BootError> {
         kernel::check();
     }
     Ok(params)
+}
+
+/// What the kernel does several times a second in a guest that does nothing, for what a guest does not need
+/// (proc_sys_vm(5)): looking whether free memory should be made contiguous, and summing up counters.
+fn let_it_rest() {
+    for (name, value) in [("compaction_proactiveness", "0"), ("stat_interval", "10")] {
+        let path = format!("/proc/sys/vm/{name}");
+        if let Err(e) = fs::write(&path, value) {
+            log::debug!("{path} stays as it is: {e}");
+        }
+    }
 }
 
 /// What containers inherit unless their spec says otherwise. The number of processes is limited by cgroups, not by the
