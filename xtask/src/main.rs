@@ -68,7 +68,7 @@ enum Chore {
         #[arg(long)]
         dev: bool,
     },
-    /// Measures starts, execs and memory beside runc's, in one interleaved run. As root, on a quiet machine.
+    /// Measures ourselves beside others, or two builds beside each other, in turns. As root, on a quiet machine.
     Bench(bench::Options),
     /// What must hold before a change is sent: format, lints, unit tests, licences, arrows, docs.
     Prepush,

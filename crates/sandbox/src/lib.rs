@@ -11,7 +11,9 @@ mod hostcgroup;
 mod key;
 mod launch;
 mod machine;
-mod plan;
+// Public for its benchmark.
+#[doc(hidden)]
+pub mod plan;
 mod process;
 mod retire;
 mod sandbox;

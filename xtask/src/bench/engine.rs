@@ -1,171 +1,106 @@
-//! A containerd of our own: its own directories, socket and configuration, gone afterwards.
+//! The ways in which a user starts containers, alike enough to be measured in one loop.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+pub mod ctr;
+pub mod docker;
+pub mod oci;
 
-use anyhow::{Context, Result, bail, ensure};
+use std::time::Duration;
 
-use crate::run;
+use anyhow::Result;
+
+use super::contender::Contender;
 
 /// The image that is loaded.
 pub const IMAGE: &str = "docker.io/library/bench:latest";
-/// containerd answers within this.
-const READY: Duration = Duration::from_secs(20);
-/// Seconds after which a command of the engine's counts as hanging.
-const DEADLINE: &str = "120";
+/// What a container that is kept does.
+pub const KEEP: [&str; 2] = ["sleep", "100000"];
 
-/// Who runs the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Runtime {
-    /// The yardstick.
-    Runc,
-    /// We.
-    Kata,
-}
+/// One step of a container's life, by the name of the command.
+pub type Verb = &'static str;
 
-impl Runtime {
-    /// In the order in which they take turns.
-    pub const BOTH: [Runtime; 2] = [Runtime::Runc, Runtime::Kata];
+/// An engine, or a runtime's own command line.
+pub trait Engine {
+    /// For people.
+    fn name(&self) -> &'static str;
 
-    /// For people, and for containers' ids.
-    pub fn name(self) -> &'static str {
-        match self {
-            Runtime::Runc => "runc",
-            Runtime::Kata => "kata",
-        }
-    }
-
-    fn for_containerd(self) -> &'static str {
-        match self {
-            Runtime::Runc => "io.containerd.runc.v2",
-            Runtime::Kata => "io.containerd.kata.v2",
-        }
-    }
-}
-
-/// A running containerd; stopped on drop.
-pub struct Containerd {
-    child: Child,
-    socket: PathBuf,
-    log: PathBuf,
-}
-
-impl Containerd {
-    /// Starts it with `bin` first in its `PATH`, where it finds our shim.
+    /// A whole `run --rm … true`.
     ///
     /// # Errors
-    /// It does not answer within [`READY`]; names its log.
-    pub fn start(work: &Path, bin: &Path) -> Result<Self> {
-        let dir = work.join("containerd");
-        fs::create_dir_all(&dir)?;
-        let socket = dir.join("containerd.sock");
-        let config = dir.join("config.toml");
-        let at = |name: &str| dir.join(name).display().to_string();
-        fs::write(
-            &config,
-            format!(
-                "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-                 [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
-                at("root"),
-                at("state"),
-                at("containerd.sock"),
-                at("containerd.sock.ttrpc"),
-            ),
-        )?;
-        let log = dir.join("log");
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = run::cmd("containerd", ["--config"]);
-        command.arg(&config).env("PATH", format!("{}:{path}", bin.display()));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        let child = command.spawn().context("cannot start containerd")?;
-        let mut this = Containerd { child, socket, log };
-        let start = Instant::now();
-        while !this.ctr(&["version"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
-            ensure!(this.child.try_wait()?.is_none(), "containerd ended: {}", this.log_tail());
-            ensure!(start.elapsed() < READY, "containerd does not answer: {}", this.log_tail());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(this)
-    }
+    /// The command's, with what it said.
+    fn run(&self, contender: &Contender, id: &str) -> Result<Duration>;
 
-    fn ctr(&self, args: &[&str]) -> Command {
-        let mut command = run::cmd("timeout", [DEADLINE, "ctr", "--address"]);
-        command.arg(&self.socket).args(args).stdin(Stdio::null());
-        command
-    }
-
-    fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(5)..].join("\n")
-    }
-
-    /// Runs one command; returns how long it took.
-    fn timed(&self, args: &[&str]) -> Result<Duration> {
-        let mut command = self.ctr(args);
-        let start = Instant::now();
-        let output = command.output().context("cannot start ctr")?;
-        let took = start.elapsed();
-        if !output.status.success() {
-            bail!(
-                "`ctr {}` failed: {}: {}\ncontainerd's log: {}",
-                args.join(" "),
-                output.status,
-                String::from_utf8_lossy(&output.stderr).trim(),
-                self.log_tail()
-            );
-        }
-        Ok(took)
-    }
-
-    /// Loads a docker-archive.
+    /// A container that sleeps; how long each step took.
     ///
     /// # Errors
-    /// ctr's.
-    pub fn load(&self, archive: &Path) -> Result<()> {
-        self.timed(&["image", "import", &archive.to_string_lossy()]).map(drop)
-    }
+    /// As of [`Engine::run`]; nothing is left then.
+    fn begin(&self, contender: &Contender, id: &str) -> Result<Vec<(Verb, Duration)>>;
 
-    /// A whole `ctr run --rm … true`.
+    /// `true` in a running container; `nth`: how many were run in it before.
     ///
     /// # Errors
-    /// ctr's, with containerd's last words.
-    pub fn run(&self, runtime: Runtime, id: &str) -> Result<Duration> {
-        self.timed(&["run", "--rm", "--runtime", runtime.for_containerd(), IMAGE, id, "true"])
-    }
-
-    /// A container that sleeps.
-    ///
-    /// # Errors
-    /// As of [`Containerd::run`].
-    pub fn run_detached(&self, runtime: Runtime, id: &str) -> Result<()> {
-        let args = ["run", "--detach", "--runtime", runtime.for_containerd(), IMAGE, id, "sleep", "100000"];
-        self.timed(&args).map(drop)
-    }
-
-    /// `true` in a running container.
-    ///
-    /// # Errors
-    /// As of [`Containerd::run`].
-    pub fn exec(&self, id: &str, exec_id: &str) -> Result<Duration> {
-        self.timed(&["task", "exec", "--exec-id", exec_id, id, "true"])
-    }
+    /// As of [`Engine::run`].
+    fn exec(&self, contender: &Contender, id: &str, nth: usize) -> Result<Duration>;
 
     /// Kills and removes a container.
     ///
     /// # Errors
-    /// As of [`Containerd::run`].
-    pub fn remove(&self, id: &str) -> Result<()> {
-        self.timed(&["task", "delete", "--force", id])?;
-        self.timed(&["container", "delete", id]).map(drop)
+    /// As of [`Engine::run`].
+    fn remove(&self, contender: &Contender, id: &str) -> Result<Duration>;
+}
+
+/// A container that is removed when it goes out of scope, so that a failure leaves none.
+pub struct Kept<'a> {
+    engine: &'a dyn Engine,
+    contender: &'a Contender,
+    /// Its id.
+    pub id: String,
+    /// How long each step of its start took.
+    pub steps: Vec<(Verb, Duration)>,
+    removed: bool,
+}
+
+impl<'a> Kept<'a> {
+    /// Starts one, and fails if it did not begin in the contender's way.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn start(engine: &'a dyn Engine, contender: &'a Contender, id: &str) -> Result<Self> {
+        let ticket = contender.ready(1)?;
+        let steps = engine.begin(contender, id)?;
+        let this = Kept { engine, contender, id: id.to_owned(), steps, removed: false };
+        contender.came_true(ticket)?;
+        Ok(this)
+    }
+
+    /// Whose it is.
+    pub fn contender(&self) -> &'a Contender {
+        self.contender
+    }
+
+    /// `true` in it.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn exec(&self, nth: usize) -> Result<Duration> {
+        self.engine.exec(self.contender, &self.id, nth)
+    }
+
+    /// Kills and removes it.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn remove(mut self) -> Result<Duration> {
+        self.removed = true;
+        self.engine.remove(self.contender, &self.id)
     }
 }
 
-impl Drop for Containerd {
+impl Drop for Kept<'_> {
     fn drop(&mut self) {
-        run::succeeds("kill", &["-TERM", &self.child.id().to_string()]);
-        drop(self.child.wait());
+        if !self.removed
+            && let Err(err) = self.engine.remove(self.contender, &self.id)
+        {
+            eprintln!("    {err:#}");
+        }
     }
 }

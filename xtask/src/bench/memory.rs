@@ -1,75 +1,154 @@
-//! What the processes of an idle sandbox hold, by proportional set size: a page that several share counts once in all.
+//! What an idle sandbox holds, by proportional set size: a page that several processes share counts once in all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
-/// What a sandbox's processes descend from, by the beginning of the program's name. Anything else that was started
-/// meanwhile is somebody else's.
-const ROOTS: &[&str] = &["containerd-shim", "kata", "qemu-system"];
+use anyhow::Result;
+use serde_json::{Value, json};
 
-/// One process.
-#[derive(Debug)]
-pub struct Process {
-    /// What it was started as.
-    pub name: String,
-    /// KiB.
-    pub pss_kib: u64,
+use super::contender::Contender;
+use super::engine::{Engine, Kept};
+use super::processes::{self, Role};
+use super::smaps;
+
+/// An idle sandbox is let settle for so long before it is measured.
+const SETTLE: Duration = Duration::from_secs(3);
+/// KiB in a MB, as the kernel counts.
+const KIB: f64 = 1024.0;
+
+/// One container with all that it takes on the host; KiB.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Sandbox {
+    /// The guest's memory, in whatever process it is mapped.
+    pub guest_kib: u64,
+    /// The VMM's translated code.
+    pub buffer_kib: u64,
+    /// The rest of the VMM.
+    pub vmm_kib: u64,
+    /// The sandbox's daemon.
+    pub daemon_kib: u64,
+    /// The file daemon.
+    pub files_kib: u64,
+    /// All others: stand-in, shim, workload.
+    pub other_kib: u64,
 }
 
-/// Every process there is.
-pub fn pids() -> BTreeSet<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
+impl Sandbox {
+    /// Of a running container.
+    ///
+    /// # Errors
+    /// It has no processes.
+    pub fn of(id: &str) -> Result<Sandbox> {
+        let mut this = Sandbox::default();
+        for process in processes::of_container(id)? {
+            let text = fs::read_to_string(format!("/proc/{}/smaps", process.pid)).unwrap_or_default();
+            let split = smaps::split(&smaps::parse(&text));
+            this.guest_kib += split.guest_kib;
+            let own = split.rest_kib;
+            match process.role {
+                Role::Vmm => {
+                    this.buffer_kib += split.buffer_kib;
+                    this.vmm_kib += own;
+                }
+                Role::Daemon => this.daemon_kib += own + split.buffer_kib,
+                Role::FileDaemon => this.files_kib += own + split.buffer_kib,
+                Role::Other => this.other_kib += own + split.buffer_kib,
+            }
+        }
+        Ok(this)
+    }
 
-/// The sandbox's processes that have come since `before`, the largest first.
-pub fn of_new_processes(before: &BTreeSet<u32>) -> Vec<Process> {
-    of_descendants(before, ROOTS)
-}
+    fn total_kib(&self) -> u64 {
+        self.guest_kib + self.buffer_kib + self.vmm_kib + self.daemon_kib + self.files_kib + self.other_kib
+    }
 
-fn of_descendants(before: &BTreeSet<u32>, roots: &[&str]) -> Vec<Process> {
-    let new: BTreeSet<u32> = pids().difference(before).copied().collect();
-    let parents: BTreeMap<u32, u32> = new.iter().filter_map(|pid| Some((*pid, parent_of(*pid)?))).collect();
-    let is_ours = |pid: u32| {
-        let mut up = Some(pid);
-        std::iter::from_fn(|| {
-            let this = up.filter(|pid| new.contains(pid))?;
-            up = parents.get(&this).copied();
-            Some(this)
+    /// All of it, in MB.
+    pub fn total_mb(&self) -> f64 {
+        self.total_kib() as f64 / KIB
+    }
+
+    /// The daemon's, in MB.
+    pub fn daemon_mb(&self) -> f64 {
+        self.daemon_kib as f64 / KIB
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "guest": self.guest_kib, "buffer": self.buffer_kib, "vmm": self.vmm_kib, "daemon": self.daemon_kib,
+            "files": self.files_kib, "other": self.other_kib,
         })
-        .any(|pid| program_of(pid).is_some_and(|name| roots.iter().any(|root| name.starts_with(root))))
-    };
-    let mut found: Vec<Process> = new.iter().filter(|pid| is_ours(**pid)).filter_map(|pid| of(*pid)).collect();
-    found.sort_by_key(|process| std::cmp::Reverse(process.pss_kib));
-    found
+    }
 }
 
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // "pid (name) state ppid ...", and the name may hold anything.
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+/// An idle sandbox of each contender.
+#[derive(Debug, Default)]
+pub struct Memory {
+    rows: Vec<(String, Sandbox, bool)>,
 }
 
-/// The words of its command line.
-fn words_of(pid: u32) -> Vec<String> {
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    cmdline.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+/// Starts one of each, and looks at it when it is idle.
+///
+/// # Errors
+/// The engine's.
+pub fn measure(engine: &dyn Engine, contenders: &[Contender]) -> Result<Memory> {
+    let mut memory = Memory::default();
+    for (n, contender) in contenders.iter().enumerate() {
+        let ours = matches!(contender, Contender::Kata(_));
+        let kept = match Kept::start(engine, contender, &format!("m{n}")) {
+            Ok(kept) => kept,
+            Err(err) if !ours => {
+                eprintln!("    {} is left out: {}", contender.name(), err.root_cause());
+                continue;
+            }
+            Err(err) => return Err(err),
+        };
+        std::thread::sleep(SETTLE);
+        memory.rows.push((contender.name(), Sandbox::of(&kept.id)?, ours));
+        kept.remove()?;
+    }
+    Ok(memory)
 }
 
-/// What it was started as, without the path; `None` for kernel threads and zombies.
-fn program_of(pid: u32) -> Option<String> {
-    let program = words_of(pid).into_iter().next()?;
-    program.rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned)
-}
+impl Memory {
+    /// By the contender's name.
+    pub fn of(&self, contender: &str) -> Option<&Sandbox> {
+        self.rows.iter().find(|(name, ..)| name == contender).map(|(_, sandbox, _)| sandbox)
+    }
 
-fn of(pid: u32) -> Option<Process> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let pss_kib =
-        rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok())?;
-    let program = program_of(pid)?;
-    // Our own program's mode.
-    let mode = words_of(pid).into_iter().nth(1).filter(|word| !word.starts_with('-')).unwrap_or_default();
-    Some(Process { name: format!("{program} {mode}").trim().to_owned(), pss_kib })
+    /// Those of ours.
+    pub fn ours(&self) -> impl Iterator<Item = (&str, &Sandbox)> {
+        self.rows.iter().filter(|(_, _, ours)| *ours).map(|(name, sandbox, _)| (name.as_str(), sandbox))
+    }
+
+    /// A table in MB.
+    pub fn markdown(&self) -> String {
+        let mut out = String::from("an idle sandbox, MB of PSS\n\n");
+        let head = ["all", "guest's", "buffer", "VMM", "daemon", "files", "other"];
+        let _ = write!(out, "| {:<15} |", "");
+        for name in head {
+            let _ = write!(out, " {name:>7} |");
+        }
+        let _ = writeln!(out, "\n|{:-<17}|{}", "", "--------:|".repeat(head.len()));
+        for (name, s, _) in &self.rows {
+            let _ = write!(out, "| {name:<15} |");
+            let all = s.total_kib();
+            for kib in [all, s.guest_kib, s.buffer_kib, s.vmm_kib, s.daemon_kib, s.files_kib, s.other_kib] {
+                let _ = write!(out, " {:>7.1} |", kib as f64 / KIB);
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    /// In KiB.
+    pub fn json(&self) -> Value {
+        self.rows
+            .iter()
+            .map(|(name, sandbox, _)| (name.clone(), sandbox.json()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
 }
 
 #[cfg(test)]
@@ -77,20 +156,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_new_processes_of_the_right_family_count() {
-        let mut old = std::process::Command::new("sleep").arg("30").spawn().unwrap();
-        let before = pids();
-        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 30 & wait"]).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        let as_family = of_descendants(&before, &["sh"]);
-        let as_other = of_descendants(&before, &["no-such-program"]);
-        let child = pids().into_iter().find(|pid| parent_of(*pid) == Some(shell.id()));
-        crate::run::succeeds("kill", &[&child.unwrap().to_string()]);
-        old.kill().unwrap();
-        old.wait().unwrap();
-        shell.wait().unwrap();
-        assert!(as_family.iter().any(|p| p.name.starts_with("sh")) && as_family.iter().any(|p| p.name == "sleep 30"));
-        assert!(as_family.iter().all(|p| p.pss_kib > 0));
-        assert!(as_other.is_empty());
+    fn a_sandbox_is_the_sum_of_its_parts() {
+        let sandbox =
+            Sandbox { guest_kib: 40960, buffer_kib: 20480, vmm_kib: 10240, daemon_kib: 3072, ..Sandbox::default() };
+        assert!((sandbox.total_mb() - 73.0).abs() < 1e-9);
+        let memory =
+            Memory { rows: vec![("runc".into(), Sandbox::default(), false), ("kata pool".into(), sandbox, true)] };
+        assert_eq!(memory.ours().count(), 1);
+        assert!(memory.of("kata pool").is_some() && memory.of("x").is_none());
+        let text = memory.markdown();
+        assert!(text.contains("| kata pool       |    73.0 |    40.0 |    20.0 |    10.0 |     3.0 |"), "{text}");
     }
 }

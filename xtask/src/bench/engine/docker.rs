@@ -1,0 +1,125 @@
+//! A dockerd of our own, without networks, so that nothing of the host's is touched.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{Engine, IMAGE, KEEP, Verb};
+use crate::bench::command::{Daemon, bounded, remove_cgroup, timed};
+use crate::bench::contender::Contender;
+use crate::run;
+
+/// By full path where Debian put it: another client may stand first in `PATH`.
+const CLIENT: &str = "/usr/bin/docker";
+
+/// A running dockerd with a containerd of its own; stopped on drop.
+pub struct Docker {
+    daemon: Daemon,
+    dir: PathBuf,
+    parent: String,
+}
+
+impl Docker {
+    /// Starts it with every contender as a runtime, and loads the image in `archive`.
+    ///
+    /// # Errors
+    /// It does not answer; shows its log.
+    pub fn start(work: &Path, contenders: &[Contender], archive: &Path) -> Result<Self> {
+        let dir = work.join("docker");
+        fs::create_dir_all(&dir)?;
+        let runtimes: serde_json::Map<String, Value> = contenders
+            .iter()
+            .map(|contender| {
+                let value = match contender {
+                    Contender::Other(_, program) => json!({ "path": program }),
+                    Contender::Kata(kata) => json!({
+                        "path": kata.build().bin().join("kata-runtime"),
+                        "runtimeArgs": ["--kata-config", kata.config()],
+                    }),
+                };
+                (runtime(contender), value)
+            })
+            // Its own name is taken: it is built in.
+            .filter(|(name, _)| name != "runc")
+            .collect();
+        let config = dir.join("daemon.json");
+        fs::write(&config, json!({ "runtimes": runtimes }).to_string())?;
+        let parent = format!("kata-bench-docker-{}", std::process::id());
+        let mut command = run::cmd("dockerd", ["--config-file"]);
+        command.arg(&config).arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
+        command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(host(&dir));
+        command.args(["--cgroup-parent", &format!("/{parent}"), "--bridge=none", "--iptables=false"]);
+        command.args(["--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]);
+        let answers = || {
+            let mut version = client(&dir);
+            version.arg("version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            version.status().is_ok_and(|status| status.success())
+        };
+        let daemon = Daemon::start(command, dir.join("log"), answers)?;
+        let this = Docker { daemon, dir, parent };
+        this.timed(["load", "--input"], |command| command.arg(archive))?;
+        Ok(this)
+    }
+
+    fn timed<const N: usize>(
+        &self,
+        args: [&str; N],
+        more: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Result<Duration> {
+        timed(more(client(&self.dir).args(args))).with_context(|| format!("dockerd's log: {}", self.daemon.log_tail()))
+    }
+}
+
+fn host(dir: &Path) -> String {
+    format!("unix://{}", dir.join("d.sock").display())
+}
+
+fn client(dir: &Path) -> Command {
+    let program = if Path::new(CLIENT).exists() { CLIENT } else { "docker" };
+    let mut command = bounded(program);
+    command.env("DOCKER_CONFIG", dir.join("client")).arg("--host").arg(host(dir));
+    command
+}
+
+fn runtime(contender: &Contender) -> String {
+    contender.name().replace(' ', "-").to_lowercase()
+}
+
+impl Engine for Docker {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    fn run(&self, contender: &Contender, id: &str) -> Result<Duration> {
+        let args = ["run", "--rm", "--network", "none", "--name", id, "--runtime", &runtime(contender)];
+        self.timed(args, |command| command.args([IMAGE, "true"]))
+    }
+
+    fn begin(&self, contender: &Contender, id: &str) -> Result<Vec<(Verb, Duration)>> {
+        let args = ["create", "--network", "none", "--name", id, "--runtime", &runtime(contender)];
+        let create = self.timed(args, |command| command.arg(IMAGE).args(KEEP))?;
+        let start = self.timed(["start", id], |command| command);
+        if start.is_err() {
+            drop(self.remove(contender, id));
+        }
+        Ok(vec![("create", create), ("start", start?)])
+    }
+
+    fn exec(&self, _: &Contender, id: &str, _: usize) -> Result<Duration> {
+        self.timed(["exec", id, "true"], |command| command)
+    }
+
+    fn remove(&self, _: &Contender, id: &str) -> Result<Duration> {
+        self.timed(["rm", "--force", id], |command| command)
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        remove_cgroup(&self.parent);
+    }
+}
