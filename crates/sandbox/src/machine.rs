@@ -196,14 +196,15 @@ impl Machine {
         }
     }
 
-    /// Ends it when nothing in the guest has anything left to write. Returns when no file of the host's is in use any more;
-    /// the VMM, whose memory takes the kernel a while to free, is killed and goes meanwhile.
+    /// Ends it when nothing in the guest has anything left to write. VMM and file daemon are killed, and go while this
+    /// returns: the kernel takes a while to free what they hold. Nobody asks the file daemon for anything any more.
     pub async fn leave(self) -> (Result<(), ShareError>, tokio::task::JoinHandle<()>) {
         let Machine { mut vm, mut fs, share, .. } = self;
-        let going = tokio::spawn(async move { drop(vm.stop(Stop::Kill, Instant::now() + STOP).await) });
-        // The kill is under way before this waits.
+        let going = tokio::spawn(async move {
+            tokio::join!(vm.stop(Stop::Kill, Instant::now() + STOP), fs.stop());
+        });
+        // Both are killed when this has run once.
         tokio::task::yield_now().await;
-        fs.stop().await;
         (share.remove_all(), going)
     }
 

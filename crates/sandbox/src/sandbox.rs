@@ -162,12 +162,13 @@ impl Sandbox {
         Identity { sandbox: self.options.id.clone(), hostname: self.options.hostname.clone() }
     }
 
-    /// Waits until a VMM that was killed has gone.
+    /// Waits until what was killed has gone, and removes the cgroup that held it: the last thing before the daemon ends.
     pub async fn gone(&self) {
         let going = lock(&self.going).take();
         if let Some(going) = going {
             drop(going.await);
         }
+        self.options.cgroup.remove();
     }
 
     /// The sandbox's id.

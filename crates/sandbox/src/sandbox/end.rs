@@ -133,7 +133,6 @@ impl Sandbox {
     pub async fn shutdown(self: &Arc<Self>) {
         let mut machine = self.machine.lock().await;
         self.stop_machine(&mut machine).await;
-        self.options.cgroup.remove();
     }
 }
 
