@@ -4,3 +4,4 @@ pub mod fds;
 pub mod guest;
 pub mod jail;
 pub mod process;
+pub mod tsc;

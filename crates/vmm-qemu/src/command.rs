@@ -1,11 +1,12 @@
-//! QEMU's command line and jail. A pure function of the specification, so that a test can look at it.
+//! QEMU's command line and jail. A function of the specification (and of what is fixed for a boot of the host), so that a test
+//! can look at it.
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use kata_types::Mib;
 use kata_vmm::spawn::{Bind, Root};
-use kata_vmm::{Accel, Begin, MemorySharing, VmSpec};
+use kata_vmm::{Accel, Begin, MemorySharing, VmSpec, host_tsc_khz};
 
 use crate::machine::Machine;
 
@@ -110,7 +111,8 @@ pub(crate) fn arguments(spec: &VmSpec, machine: &Machine, accel: Accel, firmware
 }
 
 fn boot_params(spec: &VmSpec, machine: &Machine, accel: Accel) -> String {
-    machine.kernel_params(accel, spec.debug, &spec.boot.params)
+    let tsc_khz = (accel == Accel::Tcg).then(host_tsc_khz).flatten();
+    machine.kernel_params(accel, spec.debug, tsc_khz, &spec.boot.params)
 }
 
 /// What must be alike where a VM was saved and where it is restored, as text: the machine, and what the guest was told.

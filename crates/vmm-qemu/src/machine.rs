@@ -72,7 +72,9 @@ impl Machine {
     }
 
     /// The guest's kernel parameters, the user's last so that they win.
-    pub(crate) fn kernel_params(&self, accel: Accel, debug: bool, user: &[String]) -> String {
+    ///
+    /// `tsc_khz`: how fast the counter runs that a guest under TCG is shown.
+    pub(crate) fn kernel_params(&self, accel: Accel, debug: bool, tsc_khz: Option<u64>, user: &[String]) -> String {
         let mut params: Vec<String> = vec![format!("console={}", self.console)];
         if !debug {
             params.push("quiet".to_owned());
@@ -81,6 +83,8 @@ impl Machine {
         params.extend(self.params.iter().map(|&p| p.to_owned()));
         if accel == Accel::Tcg {
             params.extend(self.tcg_params.iter().map(|&p| p.to_owned()));
+            // It would be measured against an emulated timer, and wrongly on a busy host.
+            params.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
         }
         // Expedited: making a container waits for several of the kernel's grace periods, of a tick or more each.
         params.extend(["random.trust_cpu=on", "cgroup_no_v1=all", "rcupdate.rcu_expedited=1"].map(str::to_owned));
@@ -105,10 +109,20 @@ mod tests {
     #[test]
     fn kernel_parameters() {
         let q35 = Machine::find("x86_64", "q35").unwrap();
-        let params = q35.kernel_params(Accel::Tcg, false, &["a=b".to_owned(), "quiet=no".to_owned()]);
+        let params = q35.kernel_params(Accel::Tcg, false, Some(2_500_000), &["a=b".to_owned(), "quiet=no".to_owned()]);
         assert!(params.starts_with("console=ttyS0 quiet panic=-1 reboot=t"), "{params}");
-        assert!(params.contains(" maxcpus=1 ") && params.ends_with("agent.log=info a=b quiet=no"), "{params}");
-        let params = q35.kernel_params(Accel::Kvm, true, &[]);
-        assert!(!params.contains("maxcpus") && !params.contains("quiet") && params.ends_with("agent.log=debug"));
+        assert!(
+            params.contains(" tsc_early_khz=2500000 ")
+                && params.contains(" maxcpus=1 ")
+                && params.ends_with("agent.log=info a=b quiet=no"),
+            "{params}"
+        );
+        let params = q35.kernel_params(Accel::Kvm, true, Some(2_500_000), &[]);
+        assert!(
+            !params.contains("tsc_early_khz")
+                && !params.contains("maxcpus")
+                && !params.contains("quiet")
+                && params.ends_with("agent.log=debug")
+        );
     }
 }

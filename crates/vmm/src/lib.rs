@@ -10,6 +10,7 @@ mod probe;
 pub mod snapshot;
 pub mod spawn;
 mod spec;
+mod tsc;
 
 use std::fs::File;
 use std::time::Instant;
@@ -24,6 +25,7 @@ pub use spec::{
     AgentAddr, Begin, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError,
     Resources, SaveError, Snapshot, Stop, Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,
 };
+pub use tsc::host_tsc_khz;
 
 /// Something that can start a virtual machine: QEMU, or a fake that runs the agent as a local process.
 #[async_trait]

@@ -10,10 +10,17 @@ use super::{Kind, walk};
 
 /// Where sandboxes, and the containers of the command line, have their state.
 const OURS: [&str; 2] = ["/run/kata", "/run/kata-containers"];
-/// What stays there on purpose: the accelerator's verdict of this boot, the lock on uids, digests of files, templates,
+/// What stays there on purpose: the accelerator's verdict and the counter's frequency of this boot, the
+/// lock on uids, digests of files, templates,
 /// the factory's log.
-const STAYS: [&str; 5] =
-    ["/run/kata/accel-", "/run/kata/uids", "/run/kata/digests", "/run/kata/templates", "/run/kata/factory.log"];
+const STAYS: [&str; 6] = [
+    "/run/kata/accel-",
+    "/run/kata/tsc-",
+    "/run/kata/uids",
+    "/run/kata/digests",
+    "/run/kata/templates",
+    "/run/kata/factory.log",
+];
 /// Programs whose processes are nobody else's business on a host that runs these tests.
 const PROGRAMS: [&str; 19] = [
     "kata",
