@@ -22,7 +22,7 @@ pub(crate) const MEMORY_FD: RawFd = 13;
 /// The buffer for translated code. QEMU's own default takes up to a gigabyte as the guest runs. One that is too small for
 /// what the guest does over and over is thrown away as often, which costs 0.1 s each time (docs/decisions/0004). A
 /// restored guest has not filled it with its boot, and must not come to the end of it in its first container (0006).
-const BUFFER_OF_BOOTED: Mib = Mib(32);
+const BUFFER_OF_BOOTED: Mib = Mib(24);
 const BUFFER_OF_RESTORED: Mib = Mib(40);
 
 /// How many PCI Express root ports there are: each takes one hot-plugged device, and costs boot time.
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn tcg_has_all_cpus_at_boot_and_kvm_has_not() {
         let tcg = line(Accel::Tcg);
-        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=32 ") && tcg.contains("-cpu max"), "{tcg}");
+        assert!(tcg.contains("-accel tcg,thread=multi,tb-size=24 ") && tcg.contains("-cpu max"), "{tcg}");
         assert!(tcg.contains("cpus=4,maxcpus=4"), "{tcg}");
         let kvm = line(Accel::Kvm);
         assert!(kvm.contains("-accel kvm ") && kvm.contains("-cpu host") && kvm.contains("cpus=1,maxcpus=4"), "{kvm}");

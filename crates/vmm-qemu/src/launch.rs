@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kata_vmm::spawn::{RLimit, Spawn, start_time};
@@ -34,8 +34,7 @@ pub(crate) async fn launch(qemu: &Qemu, spec: VmSpec, deadline: Instant) -> Resu
         None => None,
     };
 
-    let agent = spec.run_dir.join("agent.sock");
-    let (agent_listener, agent_file) = listen(agent.clone())?;
+    let (agent_listener, agent, agent_file) = listen(&spec.run_dir, "agent.sock")?;
     let pair = || UnixStream::pair().map_err(os("make a pair of sockets".to_owned()));
     let (qmp, qmp_theirs) = pair()?;
     let (console, console_theirs) = pair()?;
@@ -135,12 +134,15 @@ fn memory(spec: &VmSpec) -> Result<(File, Option<Filling>), LaunchError> {
 }
 
 /// Makes the agent's listening socket. What a crashed predecessor left there is replaced.
-fn listen(path: PathBuf) -> Result<(UnixListener, SocketFile), LaunchError> {
+fn listen(dir: &Path, name: &'static str) -> Result<(UnixListener, PathBuf, SocketFile), LaunchError> {
+    let path = dir.join(name);
+    let what = |what: &str| os(format!("{what} {}", path.display()));
     if let Err(e) = std::fs::remove_file(&path)
         && e.kind() != io::ErrorKind::NotFound
     {
-        return Err(os(format!("replace {}", path.display()))(e));
+        return Err(what("replace")(e));
     }
-    let listener = UnixListener::bind(&path).map_err(os(format!("listen at {}", path.display())))?;
-    Ok((listener, SocketFile(path)))
+    let file = SocketFile::new(dir, name).map_err(what("open the directory of"))?;
+    let listener = UnixListener::bind(&path).map_err(what("listen at"))?;
+    Ok((listener, path, file))
 }

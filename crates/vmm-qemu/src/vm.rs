@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -35,15 +35,28 @@ const MEMORY_PORT: usize = ROOT_PORTS - 1;
 /// virtio-mem's unit, that of a huge page on x86_64 and of 4 KiB granules on aarch64.
 const MEMORY_STEP: Mib = Mib(2);
 
-/// Removes a socket's file when dropped.
+/// Removes a socket's file when dropped: in the directory where it was made, whatever that is called by then. Under its old
+/// name there may be another sandbox.
 #[derive(Debug)]
-pub(crate) struct SocketFile(pub PathBuf);
+pub(crate) struct SocketFile {
+    dir: OwnedFd,
+    name: &'static str,
+}
+
+impl SocketFile {
+    /// The file of this name in a directory.
+    pub(crate) fn new(dir: &Path, name: &'static str) -> io::Result<SocketFile> {
+        use rustix::fs::{Mode, OFlags};
+        let dir = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH, Mode::empty())?;
+        Ok(SocketFile { dir, name })
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        match std::fs::remove_file(&self.0) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => tracing::warn!("cannot remove {}: {e}", self.0.display()),
-            _ => {}
+        match rustix::fs::unlinkat(&self.dir, self.name, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => tracing::warn!("cannot remove the socket {}: {e}", self.name),
         }
     }
 }

@@ -347,3 +347,15 @@ fn a_tree_of_more_files_than_the_file_daemon_can_hold_is_seen_whole() {
     assert_eq!(counts, [FILES, FILES + 1, FILES, FILES + 3000, 0], "{}", out.report());
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
 }
+
+/// What is left of a sandbox goes while the next one of its id begins, and takes nothing of that one's along.
+#[test]
+fn an_id_can_be_used_again_at_once() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    for round in 0..8 {
+        let bundle = Bundle::busybox(&rt).sh(&format!("echo round {round}"));
+        let out = rt.run(&bundle, "again").ok();
+        assert_eq!(out.out(), format!("round {round}"));
+    }
+}
