@@ -14,8 +14,8 @@ use crate::{deps, guest, layout, paths, qemu, run};
 
 /// A test program that prints nothing for so long hangs. The whole-system tests print at the end of each test.
 const SILENCE: Duration = Duration::from_secs(900);
-/// The whole-system tests that run in every mode; the others' engines do nothing else with a sandbox.
-const CORE: [&str; 5] = ["oci", "oci_stdio", "ctr", "kills", "factory"];
+/// The whole-system tests that run in every mode. The others do nothing else with a sandbox, or have a factory of their own.
+const CORE: [&str; 4] = ["oci", "oci_stdio", "ctr", "kills"];
 /// The skips that are in order.
 const EXPECTED: &str = "tests/expected-skips.txt";
 
