@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// Builds this machine's default one, or finds it built.
 ///
 /// # Errors
-/// As of [`run`].
+/// As of [`run()`].
 pub fn ensure_built() -> Result<()> {
     build(&Recipe::read(std::env::consts::ARCH)?, recipe::DEFAULT).map(drop)
 }

@@ -352,7 +352,7 @@ fn given(pid: i32) -> Mib {
     let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(|e| e.path());
     let ours = |path: &std::path::PathBuf| std::fs::read_link(path).unwrap().to_string_lossy().contains("kata-ram");
     let memory = fds.into_iter().find(ours).expect("QEMU holds its memory");
-    Mib(std::fs::metadata(memory).unwrap().blocks() * 512 >> 20)
+    Mib((std::fs::metadata(memory).unwrap().blocks() * 512) >> 20)
 }
 
 fn what_the_guest_frees_goes_back_to_the_host() {

@@ -5,7 +5,7 @@
 pub struct Mapping {
     /// "rw-s".
     pub permissions: String,
-    /// A path, "[heap]", or nothing for anonymous memory.
+    /// A path, "`[heap]`", or nothing for anonymous memory.
     pub name: String,
     /// KiB held, a page that several share counted in parts.
     pub pss_kib: u64,

@@ -217,7 +217,7 @@ fn calls(binary: &Path, kernel: &Path, initrd: &Path, work: &Path) -> Result<Cal
     Ok(parse_calls(&fs::read_to_string(&log).context("strace wrote no summary")?))
 }
 
-/// "% time, seconds, usecs/call, calls, [errors], syscall", a line each.
+/// "% time, seconds, usecs/call, calls, errors if there were any, syscall", a line each.
 fn parse_calls(summary: &str) -> Calls {
     let lines = summary.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
