@@ -17,6 +17,7 @@ use tokio::sync::watch;
 pub use begin::{BeginSpec, Identity, begin, connect, vm_spec};
 use error::last_words;
 pub use error::{BootError, chain};
+pub use exercise::ExerciseError;
 
 /// How long after the agent's channel has closed the exit of whatever closed it may take to be seen.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
