@@ -33,6 +33,9 @@ while :; do
 done
 "#;
 
+/// How long the shell may take to answer before it is asked again.
+const ATTEMPT: Duration = Duration::from_secs(10);
+
 /// What boots.
 pub struct Guest {
     pub kernel: PathBuf,
@@ -148,13 +151,24 @@ pub struct Shell {
 impl Shell {
     /// Connects, and waits until the guest answers; if it does not, fails with what the guest's console says.
     pub async fn connect(vm: &dyn Vm, at_most: Duration) -> Shell {
-        let AgentAddr::Serial { path } = vm.agent_addr() else { panic!("no serial port") };
-        let stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(at_most)).unwrap();
-        // Blocking elsewhere, so that the console is read meanwhile.
+        let AgentAddr::Serial { path } = vm.agent_addr().clone() else { panic!("no serial port") };
+        let deadline = Instant::now() + at_most;
+        // Blocking elsewhere, so that the console is read meanwhile. Again and again: this guest's shell closes its port
+        // when a host leaves, and what is said to it just then is lost. (The agent keeps its port open.)
         let connected = tokio::task::spawn_blocking(move || {
-            let mut shell = Shell { stream: BufReader::new(stream) };
-            shell.try_run("echo ready").map(|(said, _)| (shell, said))
+            loop {
+                let stream = UnixStream::connect(&path).unwrap();
+                stream.set_read_timeout(Some(ATTEMPT)).unwrap();
+                let mut shell = Shell { stream: BufReader::new(stream) };
+                match shell.try_run("echo ready") {
+                    Ok((said, _)) => {
+                        shell.stream.get_ref().set_read_timeout(Some(at_most)).unwrap();
+                        return Ok((shell, said));
+                    }
+                    Err(e) if Instant::now() >= deadline => return Err(e),
+                    Err(_) => {}
+                }
+            }
         });
         match connected.await.unwrap() {
             Ok((shell, said)) => {
