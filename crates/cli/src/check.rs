@@ -28,7 +28,7 @@ pub fn check(file: Option<&Path>, verbose: bool) -> Result<u8, CliError> {
     let loaded = env::load(file)?;
     let q = &loaded.config.hypervisor.qemu;
     let mut lines = Vec::new();
-    let choice = choose_accel(env::forced(&loaded));
+    let choice = choose_accel(kata_factory::forced_accel(&loaded.config));
     lines.push(match choice.accel {
         Accel::Kvm => line("accelerator", Verdict::Yes, format!("kvm: {}", choice.reason)),
         Accel::Tcg => line("accelerator", Verdict::Without, format!("tcg, software emulation: {}", choice.reason)),

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use kata_config::{Accelerator, Loaded};
-use kata_vmm::{Accel, choose_accel};
+use kata_config::Loaded;
+use kata_vmm::choose_accel;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -14,15 +14,6 @@ use crate::error::CliError;
 /// [`kata_config::ConfigError`].
 pub fn load(file: Option<&Path>) -> Result<Loaded, CliError> {
     Ok(kata_factory::config(file)?)
-}
-
-/// The accelerator that the configuration asks for.
-pub fn forced(loaded: &Loaded) -> Option<Accel> {
-    match loaded.config.hypervisor.qemu.accelerator {
-        Accelerator::Auto => None,
-        Accelerator::Kvm => Some(Accel::Kvm),
-        Accelerator::Tcg => Some(Accel::Tcg),
-    }
 }
 
 #[derive(Serialize)]
@@ -59,7 +50,7 @@ struct SandboxInfo {
 /// `env`.
 pub fn env(file: Option<&Path>, as_json: bool) -> Result<u8, CliError> {
     let loaded = load(file)?;
-    let choice = choose_accel(forced(&loaded));
+    let choice = choose_accel(kata_factory::forced_accel(&loaded.config));
     let environment = Environment {
         runtime: RuntimeInfo {
             version: env!("CARGO_PKG_VERSION"),

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kata_sandbox::{BuildError, TemplateError, Templates, build_template};
+use kata_sandbox::{BuildError, TemplateError, Templates, build_template, vm_shape};
 use kata_types::Mib;
-use kata_vmm::spawn::{kill_recorded, start_time};
+use kata_vmm::spawn::kill_recorded;
 use thiserror::Error;
 
 use crate::launch::start_keeper;
@@ -140,10 +140,7 @@ pub fn status(file: Option<&Path>) -> Result<Status, ControlError> {
     let config = config(file)?.config;
     let vmm = driver(&config)?;
     let factory = &config.factory;
-    let shape = kata_types::SandboxId::new("any").ok().and_then(|id| {
-        let spec = kata_sandbox::vm_spec(&config, &id, Path::new("/"), &[]);
-        kata_vmm::Vmm::shape(&vmm, &spec).ok().flatten()
-    });
+    let shape = vm_shape(&config, &vmm).ok().flatten();
     let key = pool_key(&config, &vmm).ok();
     let templates: Vec<TemplateStatus> = Templates::at(&factory.template_path)
         .list()?
@@ -158,7 +155,7 @@ pub fn status(file: Option<&Path>) -> Result<Status, ControlError> {
         .into_iter()
         .map(|pool| PoolStatus {
             current: Some(pool.key()) == key,
-            keeper: pool.keeper(),
+            keeper: pool.keeper().map(|keeper| keeper.pid),
             waiting: pool.waiting().len(),
             key: pool.key(),
         })
@@ -195,19 +192,19 @@ pub fn destroy(file: Option<&Path>) -> Result<(), ControlError> {
 }
 
 fn end_pool(pool: &Pool) -> Result<(), ControlError> {
-    if let Some(pid) = pool.keeper() {
+    if let Some(keeper) = pool.keeper() {
+        let pid = keeper.pid;
         let asked = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         if let Err(e) = asked {
             tracing::debug!("the keeper {pid}: {e}");
         }
         let deadline = Instant::now() + DRAIN;
-        while pool.keeper() == Some(pid) && Instant::now() < deadline {
+        while keeper.alive() && Instant::now() < deadline {
             std::thread::sleep(LOOK);
         }
-        if pool.keeper() == Some(pid) {
-            let killed = start_time(pid).and_then(|started| kill_recorded(pid, started, Instant::now() + DRAIN));
-            killed.map_err(|source| ControlError::Keeper { pid, source })?;
-        }
+        // One that has ended meanwhile is none.
+        let killed = kill_recorded(pid, keeper.start_time, Instant::now() + DRAIN);
+        killed.map_err(|source| ControlError::Keeper { pid, source })?;
     }
     for left in pool.members() {
         pool.discard(&left);

@@ -16,6 +16,15 @@ pub fn config(file: Option<&Path>) -> Result<Loaded, ConfigError> {
     kata_config::load(file, &prefix)
 }
 
+/// The accelerator that the configuration asks for, if it leaves no choice.
+pub fn forced_accel(config: &Config) -> Option<Accel> {
+    match config.hypervisor.qemu.accelerator {
+        Accelerator::Auto => None,
+        Accelerator::Kvm => Some(Accel::Kvm),
+        Accelerator::Tcg => Some(Accel::Tcg),
+    }
+}
+
 /// The driver.
 ///
 /// # Errors
@@ -24,11 +33,7 @@ pub fn driver(config: &Config) -> Result<Qemu, QemuError> {
     let q = &config.hypervisor.qemu;
     Qemu::new(QemuConfig {
         binary: q.path.clone(),
-        accel: match q.accelerator {
-            Accelerator::Auto => None,
-            Accelerator::Kvm => Some(Accel::Kvm),
-            Accelerator::Tcg => Some(Accel::Tcg),
-        },
+        accel: forced_accel(config),
         uid_range: Some(q.uid_range),
         machine: q.machine_type.clone(),
     })

@@ -2,7 +2,7 @@
 //! a descriptor of its mount namespace: what the host has mounted since the sandbox began to wait is seen only there.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut};
+use std::io::{self, BufRead, BufReader, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -10,14 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_sandbox::{Launch, Owner, Ready};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
-/// A line longer than this is none of ours.
-const MAX_LINE: usize = 64 << 10;
+use crate::line::IncomingLine;
+
 /// How long taking a sandbox over may take; some 10 ms are usual.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
@@ -92,10 +89,7 @@ pub fn give(name: &Name) -> io::Result<Ready> {
 
 /// What a taker has said, from a stream that does not block: `None` as long as it is not whole.
 #[derive(Debug, Default)]
-pub struct Incoming {
-    text: Vec<u8>,
-    fds: Vec<OwnedFd>,
-}
+pub struct Incoming(IncomingLine);
 
 impl Incoming {
     /// Reads what is there now.
@@ -103,28 +97,8 @@ impl Incoming {
     /// # Errors
     /// `WouldBlock`; `UnexpectedEof` and `InvalidData` from somebody who is no taker; else recvmsg(2)'s.
     pub fn read(&mut self, stream: impl AsFd) -> io::Result<Option<(Name, OwnedFd)>> {
-        let mut buffer = [0u8; 4096];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let message = recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = part {
-                self.fds.extend(rights);
-            }
-        }
-        if message.bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.text.extend_from_slice(&buffer[..message.bytes]);
-        if self.text.len() > MAX_LINE || self.fds.len() > 1 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        if !self.text.ends_with(b"\n") {
-            return Ok(None);
-        }
-        let name = serde_json::from_slice(&self.text)?;
-        let namespace = self.fds.pop().ok_or(io::ErrorKind::InvalidData)?;
+        let Some((name, fds)) = self.0.read(stream)? else { return Ok(None) };
+        let [namespace] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(Some((name, namespace)))
     }
 }

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kata_config::Config;
-use kata_sandbox::{Launch, LaunchError, Templates, cleanup};
-use kata_types::SandboxId;
-use kata_vmm::Vmm;
+use kata_sandbox::{Launch, LaunchError, Templates, cleanup, vm_shape};
 
 use crate::handover::{self, Name};
 use crate::pool::{Pool, pool_key};
@@ -21,10 +19,12 @@ use crate::{config, driver};
 pub fn launch(l: &Launch) -> Result<(PathBuf, i32), LaunchError> {
     // A configuration that cannot be read is the daemon's to complain of: it says so to whoever wants to know.
     let Ok(loaded) = config(l.config.as_deref()) else { return kata_sandbox::launch(l) };
-    let wanted = Wanted::of(&loaded.config);
-    if let Some(pool) = &wanted.pool {
+    let config = loaded.config;
+    let pool = pool_of(&config);
+    if let Some(pool) = &pool {
         let taken = from_pool(l, pool)?;
         if pool.keeper().is_none() {
+            // It makes the template as well.
             start_keeper(l.config.as_deref());
         }
         if let Some(taken) = taken {
@@ -32,42 +32,30 @@ pub fn launch(l: &Launch) -> Result<(PathBuf, i32), LaunchError> {
         }
     }
     let done = kata_sandbox::launch(l);
-    if !wanted.template {
-        // Afterwards: the start that is waited for goes first.
+    // Afterwards: the start that is waited for goes first, and this one's look for a template with it.
+    if pool.is_none() && lacks_template(&config) {
         start_keeper(l.config.as_deref());
     }
     done
 }
 
-/// What there is for a configuration.
-struct Wanted {
-    /// Its pool, if it is to have one.
-    pool: Option<Pool>,
-    /// Whether its template is there, or is none of ours to make.
-    template: bool,
+/// The pool of a configuration that is to have one. Where something is wrong there is none: it is wrong for the sandbox's
+/// daemon as well, which will say so.
+fn pool_of(config: &Config) -> Option<Pool> {
+    if config.factory.vm_cache_number == 0 {
+        return None;
+    }
+    Some(Pool::of(&pool_key(config, &driver(config).ok()?).ok()?))
 }
 
-impl Wanted {
-    fn of(config: &Config) -> Wanted {
-        Wanted::find(config).unwrap_or(Wanted { pool: None, template: true })
-    }
-
-    /// `None`: nothing, or something is wrong, which is wrong for the sandbox's daemon as well: it will say so.
-    fn find(config: &Config) -> Option<Wanted> {
-        let factory = &config.factory;
-        if factory.vm_cache_number == 0 && !factory.enable_template {
-            return None;
-        }
-        let vmm = driver(config).ok()?;
-        if factory.vm_cache_number > 0 {
-            // Its keeper makes the template.
-            return Some(Wanted { pool: Some(Pool::of(&pool_key(config, &vmm).ok()?)), template: true });
-        }
-        let id = SandboxId::new("any").ok()?;
-        let shape = vmm.shape(&kata_sandbox::vm_spec(config, &id, Path::new("/"), &[])).ok()??;
-        let template = Templates::at(&factory.template_path).find(&shape).ok()?.is_some();
-        Some(Wanted { pool: None, template })
-    }
+/// Whether a configuration is to have a template, and has none yet.
+fn lacks_template(config: &Config) -> bool {
+    let factory = &config.factory;
+    let missing = || {
+        let shape = vm_shape(config, &driver(config).ok()?).ok()??;
+        Some(Templates::at(&factory.template_path).find(&shape).ok()?.is_none())
+    };
+    factory.enable_template && factory.vm_cache_number == 0 && missing().unwrap_or(false)
 }
 
 /// One that waits, named; `None`: none waits, or those that did were of no use.

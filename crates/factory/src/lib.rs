@@ -21,8 +21,10 @@ mod driver;
 pub mod handover;
 pub mod keeper;
 mod launch;
+mod line;
 mod pool;
 
-pub use driver::{config, driver};
+pub use driver::{config, driver, forced_accel};
 pub use launch::launch;
+pub use line::IncomingLine;
 pub use pool::{Pool, PoolError, READY_WORD, TAKEN_WORD, announce, pool_key};

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use kata_config::Config;
 use kata_sandbox::ProcessRecord;
-use kata_types::SandboxId;
 use kata_vmm::Vmm;
 use kata_vmm::spawn::start_time;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -55,14 +54,12 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PoolErro
 /// # Errors
 /// [`PoolError`] when a file that shapes the VM, or this program, cannot be read.
 pub fn pool_key(config: &Config, vmm: &dyn Vmm) -> Result<String, PoolError> {
-    let id = SandboxId::new("pool").unwrap_or_else(|_| unreachable!("a valid id"));
-    let shape = vmm.shape(&kata_sandbox::vm_spec(config, &id, Path::new("/"), &[]))?;
+    let shape = kata_sandbox::vm_shape(config, vmm)?;
     let mut common = config.clone();
     common.runtime.enable_debug = false;
     let text = serde_json::to_string(&common).unwrap_or_default();
     let me = installed_program();
-    let digests = Path::new(kata_types::HOST_RUN_DIR).join("digests");
-    let program = kata_vmm::content_digest(&me, &digests).map_err(failed("read", &me))?;
+    let program = kata_vmm::content_digest(&me).map_err(failed("read", &me))?;
     let mut key = hex::encode(Sha256::digest(format!("{}\n{program}\n{text}", shape.unwrap_or_default())));
     // Short, because sockets are below it.
     key.truncate(16);
@@ -183,13 +180,13 @@ impl Pool {
         Ok(Some(KeeperLock { _file: file }))
     }
 
-    /// The pid of the keeper, while there is one. Told by what it wrote, not by trying its lock: another keeper that
+    /// The keeper, while there is one. Told by what it wrote, not by trying its lock: another keeper that
     /// starts just then would find it taken.
-    pub fn keeper(&self) -> Option<i32> {
+    pub fn keeper(&self) -> Option<ProcessRecord> {
         let text = fs::read_to_string(self.dir.join(LOCK)).ok()?;
         let (pid, started) = text.split_once(' ')?;
         let (pid, start_time) = (pid.parse().ok()?, started.parse().ok()?);
-        ProcessRecord { pid, start_time }.alive().then_some(pid)
+        Some(ProcessRecord { pid, start_time }).filter(ProcessRecord::alive)
     }
 
     /// Removes a member that nobody has taken, with its processes.
@@ -268,7 +265,7 @@ mod tests {
         assert_eq!(pool.keeper(), None);
         let lock = pool.lock().unwrap().unwrap();
         assert!(pool.lock().unwrap().is_none());
-        assert_eq!(pool.keeper(), Some(std::process::id().cast_signed()));
+        assert_eq!(pool.keeper().map(|keeper| keeper.pid), Some(std::process::id().cast_signed()));
         drop(lock);
         assert!(pool.lock().unwrap().is_some());
         // A process that has the pid of a keeper that was.

@@ -14,7 +14,7 @@ use kata_types::{GUEST_SHARE_DIR, Mib, SHARE_TAG};
 use kata_vmm::{Resources, Stop, Vm, VmExit};
 use tokio::sync::watch;
 
-pub use begin::{BeginSpec, Identity, begin, connect, vm_spec};
+pub use begin::{BeginSpec, Identity, begin, connect, vm_shape, vm_spec};
 use error::last_words;
 pub use error::{BootError, chain};
 pub use exercise::ExerciseError;

@@ -183,10 +183,8 @@ impl Sandbox {
             tracing::info!(from = "pool", identified = ?begun.elapsed(), "the machine is up");
             return;
         };
-        // What ended it, if something did, is known a moment later, and says more.
-        let mut death = self.death.subscribe();
-        let known = tokio::time::timeout(REASON_WITHIN, death.wait_for(Option::is_some)).await;
-        if !matches!(known, Ok(Ok(_))) {
+        // What ended it, if something did, says more.
+        if self.known_death().await.is_none() {
             tracing::error!("the guest could not be told who it is: {err}");
             self.death.send_replace(Some(format!("the guest could not be told who it is: {err}")));
         }
@@ -280,11 +278,14 @@ impl Sandbox {
         if !matches!(err, SandboxError::Agent(CallError::Lost { .. })) {
             return err;
         }
+        self.known_death().await.map_or(err, SandboxError::Dead)
+    }
+
+    /// What has ended the sandbox, which is known a moment after the guest was lost; `None`: nothing has.
+    async fn known_death(&self) -> Option<String> {
         let mut death = self.death.subscribe();
-        match tokio::time::timeout(REASON_WITHIN, death.wait_for(Option::is_some)).await {
-            Ok(Ok(reason)) => SandboxError::Dead(reason.clone().unwrap_or_default()),
-            _ => err,
-        }
+        let known = tokio::time::timeout(REASON_WITHIN, death.wait_for(Option::is_some)).await;
+        known.ok()?.ok()?.clone()
     }
 
     fn oci_state(&self, id: &str, status: Status, pid: i32, bundle: &std::path::Path, spec: &Spec) -> State {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kata_types::Mib;
-use kata_vmm::{MemorySharing, Snapshot, snapshot};
+use kata_vmm::{MemorySharing, Snapshot};
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
@@ -218,26 +218,16 @@ impl Template {
         Mib::from_bytes_round_up(of(STATE) + of(MEMORY))
     }
 
-    /// The files for a new VM. For [`MemorySharing::CopyOnWrite`] the memory is read into a sealed memfd first: VMs that
-    /// are to have it in common must get the same one.
+    /// The files for a new VM, which gets a copy of the memory.
     ///
     /// # Errors
     /// When a file cannot be opened; it may just have been removed.
-    pub fn open(&self, sharing: MemorySharing) -> io::Result<Snapshot> {
+    pub fn open(&self) -> io::Result<Snapshot> {
         let state = File::options().read(true).write(true).open(self.dir.join(STATE))?;
         // Its use is told by its time. Nothing is lost if that fails.
         drop(state.set_modified(SystemTime::now()));
-        let file = File::open(self.dir.join(MEMORY))?;
-        let memory = match sharing {
-            MemorySharing::Copied => file,
-            MemorySharing::CopyOnWrite => {
-                let sealed = snapshot::memory(Mib::from_bytes_round_up(file.metadata()?.len()))?;
-                snapshot::copy_sparse(&file, &sealed)?;
-                snapshot::seal(&sealed)?;
-                sealed
-            }
-        };
-        Ok(Snapshot { state, memory, sharing })
+        let memory = File::open(self.dir.join(MEMORY))?;
+        Ok(Snapshot { state, memory, sharing: MemorySharing::Copied })
     }
 }
 
@@ -287,7 +277,7 @@ mod tests {
         for n in 0..KEEP {
             state(n).set_modified(old + std::time::Duration::from_secs(n as u64)).unwrap();
         }
-        templates.find("0").unwrap().unwrap().open(MemorySharing::Copied).unwrap();
+        templates.find("0").unwrap().unwrap().open().unwrap();
         make(&templates, "new");
         let left: Vec<String> = templates.list().unwrap().into_iter().map(|t| t.shape).collect();
         assert_eq!(left, ["0", "2", "3", "new"]);

@@ -8,20 +8,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kata_factory::IncomingLine;
 use kata_sandbox::{Endpoint, Process, Sandbox, StdioSpec};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
-/// A line longer than this is none of ours.
-const MAX_LINE: usize = 64 << 10;
-/// More lines than this before there is a process are none of ours either.
+/// More lines than this before there is a process are none of ours.
 const MAX_EARLY: usize = 64;
 
 /// The shim's first line.
@@ -231,35 +228,26 @@ async fn send<T: Serialize>(writer: &mut tokio::net::unix::OwnedWriteHalf, messa
     writer.write_all(&line).await
 }
 
-/// The first line and what came with it. Shims send both in one message.
+/// The first line and what came with it.
 async fn read_first(stream: &UnixStream) -> io::Result<(First, Vec<OwnedFd>)> {
-    let mut text = Vec::new();
-    let mut fds = Vec::new();
-    while !text.ends_with(b"\n") {
+    let mut line = IncomingLine::default();
+    when_whole(stream, || line.read(stream)).await
+}
+
+/// Reads until there is something whole.
+pub(crate) async fn when_whole<T>(
+    stream: &UnixStream,
+    mut read: impl FnMut() -> io::Result<Option<T>>,
+) -> io::Result<T> {
+    loop {
         stream.readable().await?;
-        let got = stream.try_io(tokio::io::Interest::READABLE, || {
-            let mut buf = [0u8; 4096];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut io_buf = [io::IoSliceMut::new(&mut buf)];
-            let message = recvmsg(stream.as_fd(), &mut io_buf, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-            for part in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(rights) = part {
-                    fds.extend(rights);
-                }
-            }
-            text.extend_from_slice(&buf[..message.bytes]);
-            Ok(message.bytes)
-        });
-        match got {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) if text.len() > MAX_LINE => return Err(io::ErrorKind::InvalidData.into()),
-            Ok(_) => {}
+        match stream.try_io(tokio::io::Interest::READABLE, &mut read) {
+            Ok(Some(whole)) => return Ok(whole),
+            Ok(None) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
     }
-    Ok((serde_json::from_slice(&text)?, fds))
 }
 
 fn stdio(hello: &AttachHello, fds: Vec<OwnedFd>) -> Result<StdioSpec, String> {

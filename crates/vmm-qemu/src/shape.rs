@@ -1,7 +1,6 @@
 //! What two VMs must have in common for one to begin where the other was saved.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use kata_vmm::{Accel, LaunchError, VmSpec, content_digest};
 use sha2::{Digest, Sha256};
@@ -10,11 +9,6 @@ use crate::{Qemu, command};
 
 /// Raised when what is saved changes in a way that nothing below tells.
 const FORMAT: &str = "1";
-
-/// Where digests of files are remembered.
-fn digests() -> PathBuf {
-    Path::new(kata_types::HOST_RUN_DIR).join("digests")
-}
 
 /// The shape of the VM of `spec`.
 pub(crate) fn shape(qemu: &Qemu, spec: &VmSpec) -> Result<String, LaunchError> {
@@ -31,7 +25,7 @@ pub(crate) fn shape(qemu: &Qemu, spec: &VmSpec) -> Result<String, LaunchError> {
     ];
     files.extend(firmware.and_then(|name| command::firmware_file(&binary, name)).map(|file| ("the firmware", file)));
     for (what, path) in files {
-        let digest = content_digest(&path, &digests()).map_err(|e| LaunchError::Input {
+        let digest = content_digest(&path).map_err(|e| LaunchError::Input {
             what,
             path: path.clone(),
             reason: e.to_string(),

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kata_types::Mib;
-use kata_vmm::content_digest;
+use kata_vmm::content_digest_in;
 use kata_vmm::snapshot::{copy_sparse, memory};
 
 /// A guest's memory as it is saved: so much of it touched, in runs of pages with holes between them.
@@ -41,15 +41,15 @@ fn identify(c: &mut Criterion) {
     let kernel = dir.path().join("kernel");
     fs::write(&kernel, vec![0x5a; KERNEL]).expect("a file");
     let remembered = dir.path().join("digests");
-    content_digest(&kernel, &remembered).expect("a digest");
+    content_digest_in(&kernel, &remembered).expect("a digest");
     c.bench_function("content_digest, remembered", |b| {
-        b.iter(|| content_digest(black_box(&kernel), &remembered).expect("a digest"));
+        b.iter(|| content_digest_in(black_box(&kernel), &remembered).expect("a digest"));
     });
     // Below a file nothing can be kept.
     let nowhere = kernel.join("digests");
     let mut group = c.benchmark_group("content_digest, computed");
     group.sample_size(10).throughput(Throughput::Bytes(KERNEL as u64));
-    group.bench_function("20 MiB", |b| b.iter(|| content_digest(black_box(&kernel), &nowhere).expect("a digest")));
+    group.bench_function("20 MiB", |b| b.iter(|| content_digest_in(black_box(&kernel), &nowhere).expect("a digest")));
     group.finish();
 }
 

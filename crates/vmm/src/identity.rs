@@ -10,13 +10,21 @@ use sha2::{Digest, Sha256};
 /// Length of a digest in hex.
 const HEX: usize = 64;
 
+/// The sha256 of a file's content, in hex, remembered for all of us on this host ([`content_digest_in`]).
+///
+/// # Errors
+/// The file's.
+pub fn content_digest(path: &Path) -> io::Result<String> {
+    content_digest_in(path, &Path::new(kata_types::HOST_RUN_DIR).join("digests"))
+}
+
 /// The sha256 of a file's content, in hex. It is remembered in `cache` (a directory, made if need be, that only root may
 /// write) under what changes with every change of the content: device, inode, size, and the times of the last change of
 /// content and inode, of which the second cannot be set by anyone. Where it cannot be remembered it is computed each time.
 ///
 /// # Errors
 /// The file's.
-pub fn content_digest(path: &Path, cache: &Path) -> io::Result<String> {
+pub fn content_digest_in(path: &Path, cache: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     let key = cache.join(identity(&file.metadata()?));
     match fs::read_to_string(&key) {
@@ -67,21 +75,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, cache) = (dir.path().join("f"), dir.path().join("cache"));
         fs::write(&file, "abc").unwrap();
-        let abc = content_digest(&file, &cache).unwrap();
+        let abc = content_digest_in(&file, &cache).unwrap();
         assert_eq!(abc, hex::encode(Sha256::digest("abc")));
         // What is remembered is what is used.
         let key = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
         fs::write(&key, "f".repeat(HEX)).unwrap();
-        assert_eq!(content_digest(&file, &cache).unwrap(), "f".repeat(HEX));
+        assert_eq!(content_digest_in(&file, &cache).unwrap(), "f".repeat(HEX));
         fs::write(&key, "damaged").unwrap();
-        assert_eq!(content_digest(&file, &cache).unwrap(), abc);
+        assert_eq!(content_digest_in(&file, &cache).unwrap(), abc);
         // The same size, and the times set back: still another content.
         let before = fs::metadata(&file).unwrap().modified().unwrap();
         fs::write(&file, "abd").unwrap();
         File::options().write(true).open(&file).unwrap().set_modified(before).unwrap();
-        assert_ne!(content_digest(&file, &cache).unwrap(), abc);
-        assert!(content_digest(&dir.path().join("none"), &cache).is_err());
+        assert_ne!(content_digest_in(&file, &cache).unwrap(), abc);
+        assert!(content_digest_in(&dir.path().join("none"), &cache).is_err());
         // A cache that cannot be written costs time only.
-        assert!(content_digest(&file, Path::new("/proc/none")).is_ok());
+        assert!(content_digest_in(&file, Path::new("/proc/none")).is_ok());
     }
 }

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use console::{Console, ConsoleRing};
-pub use identity::content_digest;
+pub use identity::{content_digest, content_digest_in};
 pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
 pub use spec::{
     AgentAddr, Begin, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError,

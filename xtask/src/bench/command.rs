@@ -39,6 +39,12 @@ pub fn timed(command: &mut Command) -> Result<Duration> {
     Ok(took)
 }
 
+/// Whether an engine answers its client: `client` is what its commands begin with.
+pub fn answers(mut client: Command) -> bool {
+    client.arg("version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    client.status().is_ok_and(|status| status.success())
+}
+
 /// A file without a name, for what a command says.
 struct Scratch {
     file: File,

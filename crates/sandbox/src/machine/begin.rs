@@ -8,9 +8,7 @@ use kata_agent_client::Endpoint;
 use kata_config::Config;
 use kata_storage::{FsDaemon, Share};
 use kata_types::{SHARE_TAG, SandboxId};
-use kata_vmm::{
-    Accel, AgentAddr, Begin, Boot, Device, DeviceId, LaunchError, MemorySharing, Resources, Vm, VmExit, VmSpec, Vmm,
-};
+use kata_vmm::{Accel, AgentAddr, Begin, Boot, Device, DeviceId, LaunchError, Resources, Vm, VmExit, VmSpec, Vmm};
 
 use super::error::{BootError, chain};
 use super::{AgentClient, Machine, nonce};
@@ -74,16 +72,26 @@ pub fn vm_spec(config: &Config, sandbox: &SandboxId, run_dir: &Path, cgroups: &[
     }
 }
 
+/// The shape of that VM, which is the name of its template; `None`: this VMM has no templates.
+///
+/// # Errors
+/// When a file that shapes it cannot be read.
+pub fn vm_shape(config: &Config, vmm: &dyn Vmm) -> Result<Option<String>, LaunchError> {
+    // Whose it is and where it runs are no part of it.
+    let nobody = SandboxId::new("nobody").unwrap_or_else(|_| unreachable!("a valid id"));
+    vmm.shape(&vm_spec(config, &nobody, Path::new("/"), &[]))
+}
+
 /// A machine with the sandbox's share plugged into it.
 ///
 /// # Errors
 /// [`BootError`]; nothing is left running.
 pub async fn begin(spec: &BeginSpec, vmm: &dyn Vmm) -> Result<Machine, BootError> {
     let vm = || vm_spec(&spec.config, &spec.sandbox, &spec.run_dir, &spec.cgroups);
-    match find_template(spec, vmm, &vm()) {
+    match find_template(&spec.config, vmm) {
         Ok((templates, template)) => {
             let mut restored = vm();
-            let done = match template.open(MemorySharing::Copied) {
+            let done = match template.open() {
                 Ok(snapshot) => {
                     restored.begin = Begin::Restore(snapshot);
                     bring_up(spec, vmm, restored, "template").await
@@ -112,16 +120,12 @@ pub async fn begin(spec: &BeginSpec, vmm: &dyn Vmm) -> Result<Machine, BootError
 }
 
 /// The template for a VM, or why there is none.
-fn find_template(
-    spec: &BeginSpec,
-    vmm: &dyn Vmm,
-    vm: &VmSpec,
-) -> Result<(Templates, crate::template::Template), String> {
-    let factory = &spec.config.factory;
+fn find_template(config: &Config, vmm: &dyn Vmm) -> Result<(Templates, crate::template::Template), String> {
+    let factory = &config.factory;
     if !factory.enable_template {
         return Err("factory.enable_template is false".into());
     }
-    let shape = vmm.shape(vm).map_err(|e| e.to_string())?;
+    let shape = vm_shape(config, vmm).map_err(|e| e.to_string())?;
     let shape = shape.ok_or_else(|| format!("{} has no templates", vmm.name()))?;
     let templates = Templates::at(&factory.template_path);
     match templates.find(&shape) {

@@ -49,8 +49,7 @@ impl From<LaunchError> for BuildError {
 pub async fn build(config: &Config, vmm: &dyn Vmm) -> Result<Template, BuildError> {
     let templates = Templates::at(&config.factory.template_path);
     let name = SandboxId::new("template").unwrap_or_else(|_| unreachable!("a valid id"));
-    let spec = |run_dir: &Path| machine::vm_spec(config, &name, run_dir, &[]);
-    let shape = vmm.shape(&spec(Path::new("/")))?.ok_or(BuildError::Unsupported(vmm.name()))?;
+    let shape = machine::vm_shape(config, vmm)?.ok_or(BuildError::Unsupported(vmm.name()))?;
     if let Some(there) = templates.find(&shape)? {
         return Ok(there);
     }
@@ -61,7 +60,7 @@ pub async fn build(config: &Config, vmm: &dyn Vmm) -> Result<Template, BuildErro
         return Ok(there);
     }
     let dir = templates.begin(&lock)?;
-    let made = save(config, spec(&dir), vmm, &dir).await;
+    let made = save(config, machine::vm_spec(config, &name, &dir, &[]), vmm, &dir).await;
     let published = match made {
         Ok(()) => templates.publish(&dir, &shape).map_err(Into::into),
         Err(err) => Err(err),

@@ -18,6 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Args, Has, Serving, Sockets, namespace};
+use crate::attach::when_whole;
 use crate::logging;
 
 /// Why it does not wait any more.
@@ -118,15 +119,7 @@ async fn over(keeper: pipe::Receiver, taken_at: &UnixListener, machine: &Machine
 
 async fn receive(stream: &UnixStream) -> io::Result<(Name, OwnedFd)> {
     let mut incoming = Incoming::default();
-    loop {
-        stream.readable().await?;
-        match stream.try_io(tokio::io::Interest::READABLE, || incoming.read(stream.as_fd())) {
-            Ok(Some(whole)) => return Ok(whole),
-            Ok(None) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e),
-        }
-    }
+    when_whole(stream, || incoming.read(stream)).await
 }
 
 /// From here on it is the sandbox of whoever took it, and its keeper's no more.

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::{Engine, IMAGE, KEEP, Verb};
-use crate::bench::command::{Daemon, bounded, remove_cgroup, timed};
+use crate::bench::command::{Daemon, answers, bounded, remove_cgroup, timed};
 use crate::bench::contender::Contender;
 use crate::run;
 
@@ -46,12 +46,7 @@ impl Ctr {
         let mut command = run::cmd("containerd", ["--config"]);
         command.arg(&config).env("PATH", format!("{}:{path}", bin.display()));
         let namespace = format!("kata-bench-{}", std::process::id());
-        let answers = || {
-            let mut version = ctr(&socket, &namespace);
-            version.arg("version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            version.status().is_ok_and(|status| status.success())
-        };
-        let daemon = Daemon::start(command, dir.join("log"), answers)?;
+        let daemon = Daemon::start(command, dir.join("log"), || answers(ctr(&socket, &namespace)))?;
         let this = Ctr { daemon, socket, namespace };
         this.timed(["image", "import"], |command| command.arg(archive))?;
         Ok(this)

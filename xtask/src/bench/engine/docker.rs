@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Engine, IMAGE, KEEP, Verb};
-use crate::bench::command::{Daemon, bounded, remove_cgroup, timed};
+use crate::bench::command::{Daemon, answers, bounded, remove_cgroup, timed};
 use crate::bench::contender::Contender;
 use crate::run;
 
@@ -54,12 +54,7 @@ impl Docker {
         command.arg("--pidfile").arg(dir.join("pid")).arg("--host").arg(host(&dir));
         command.args(["--cgroup-parent", &format!("/{parent}"), "--bridge=none", "--iptables=false"]);
         command.args(["--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]);
-        let answers = || {
-            let mut version = client(&dir);
-            version.arg("version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            version.status().is_ok_and(|status| status.success())
-        };
-        let daemon = Daemon::start(command, dir.join("log"), answers)?;
+        let daemon = Daemon::start(command, dir.join("log"), || answers(client(&dir)))?;
         let this = Docker { daemon, dir, parent };
         this.timed(["load", "--input"], |command| command.arg(archive))?;
         Ok(this)
