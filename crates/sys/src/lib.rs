@@ -5,3 +5,4 @@ pub mod guest;
 pub mod jail;
 pub mod process;
 pub mod tsc;
+pub mod tun;

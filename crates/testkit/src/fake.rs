@@ -185,6 +185,7 @@ impl Vm for FakeVm {
                 Ok(GuestAddr::FsTag(tag))
             }
             Device::Block { .. } => Err(unsupported("plug a block device").into()),
+            Device::Nic { .. } => Err(unsupported("plug a network card").into()),
         }
     }
 

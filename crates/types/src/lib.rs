@@ -1,9 +1,11 @@
 //! Identifiers, units and names shared by host and guest; no IO.
 
 mod id;
+mod mac;
 mod unit;
 
 pub use id::{ContainerId, ExecId, IdError, SandboxId};
+pub use mac::{BadMac, MacAddr};
 pub use unit::Mib;
 
 /// The vsock port on which the agent serves ttrpc (upstream's number).

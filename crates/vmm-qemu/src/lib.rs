@@ -115,8 +115,7 @@ fn caps(accel: AccelChoice) -> Caps {
     Caps {
         hotplug_fs: true,
         hotplug_block: true,
-        // NICs come with the networks.
-        hotplug_nic: false,
+        hotplug_nic: true,
         hotplug_memory: true,
         hotplug_cpu: accel.accel == Accel::Kvm,
         snapshots: true,

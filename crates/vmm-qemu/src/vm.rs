@@ -1,5 +1,7 @@
 //! A running QEMU.
 
+mod nic;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -109,6 +111,8 @@ enum Backend {
     Chardev,
     /// A block node over a set of descriptors.
     Block { fdset: u64 },
+    /// A net device over taps.
+    Net,
 }
 
 /// A VM. Fields are dropped in their order: the process first, then what it used.
@@ -427,6 +431,10 @@ impl Vm for QemuVm {
                 check_id(&id)?;
                 self.plug_block(id, file, read_only).await
             }
+            Device::Nic { id, mac, queues } => {
+                check_id(&id)?;
+                self.plug_nic(id, mac, queues).await
+            }
         }
     }
 
@@ -445,6 +453,9 @@ impl Vm for QemuVm {
             Backend::Block { fdset } => {
                 self.command(&operation, "blockdev-del", json!({ "node-name": node_name(id) }), None).await?;
                 self.command(&operation, "remove-fd", json!({ "fdset-id": fdset }), None).await?;
+            }
+            Backend::Net => {
+                self.command(&operation, "netdev_del", json!({ "id": nic::netdev(id) }), None).await?;
             }
         }
         Ok(())

@@ -8,15 +8,15 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Shell};
 use kata_testkit::harness::{self, block_on};
-use kata_types::Mib;
+use kata_types::{MacAddr, Mib};
 use kata_vmm::{
-    Accel, Begin, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError, Resources,
-    Snapshot, Stop, Vm, VmSpec, Vmm,
+    Accel, Begin, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, NicQueue, ResizeError,
+    Resources, Snapshot, Stop, Vm, VmSpec, Vmm,
 };
 use kata_vmm_qemu::{Qemu, QemuConfig, cleanup};
 
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             ("what_a_crash_left_is_cleaned_up", what_a_crash_left_is_cleaned_up),
             ("pauses_and_resumes", pauses_and_resumes),
             ("disks_come_and_go", disks_come_and_go),
+            ("network_cards_come_and_go", network_cards_come_and_go),
             ("devices_plugged_before_it_runs_are_found", devices_plugged_before_it_runs_are_found),
             ("memory_grows_and_shrinks", memory_grows_and_shrinks),
             ("what_the_guest_frees_goes_back_to_the_host", what_the_guest_frees_goes_back_to_the_host),
@@ -299,6 +300,72 @@ fn disks_come_and_go() {
             };
             let e = vm.attach(more).await.unwrap_err();
             assert!(matches!(e, DeviceError::NoSlot(_)), "{e}");
+        },
+    );
+}
+
+/// Runs `work` in a network namespace that goes with its thread and what `work` returns.
+fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        inside.join().unwrap()
+    })
+}
+
+/// A tap with this address on the host's side of it, in a namespace of its own; its open queues.
+fn tap(address: &str, queues: usize) -> Vec<NicQueue> {
+    in_new_netns(|| {
+        let open = |_| NicQueue { tap: kata_sys::tun::open_queue("tap0", queues > 1).unwrap(), vhost: None };
+        let all: Vec<NicQueue> = (0..queues).map(open).collect();
+        for words in ["link set lo up", "link set tap0 up", &format!("addr add {address} dev tap0")] {
+            let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+            assert!(status.success(), "ip {words}");
+        }
+        all
+    })
+}
+
+fn network_cards_come_and_go() {
+    with_guest(
+        |_| {},
+        async |vm, mut shell| {
+            // A card's driver takes as many queues as there are CPUs when it finds the card.
+            shell.until_ok("echo 1 > /sys/devices/system/cpu/cpu1/online", BOOT);
+            let card = |n: u8, queues| Device::Nic {
+                id: DeviceId(format!("nic-{n}")),
+                mac: MacAddr([2, 0, 0, 0, 0, n]),
+                queues,
+            };
+            assert_eq!(vm.attach(card(1, tap("10.9.1.1/24", 1))).await.unwrap(), GuestAddr::Pci("02/00".to_owned()));
+            assert_eq!(vm.attach(card(2, tap("10.9.2.1/24", 2))).await.unwrap(), GuestAddr::Pci("03/00".to_owned()));
+            // The guest finds a card by its address.
+            for n in 1..=2 {
+                let find = format!("grep -l 02:00:00:00:00:0{n} /sys/class/net/*/address");
+                let path = shell.until_ok(&find, BOOT);
+                let name = path.trim().trim_start_matches("/sys/class/net/").trim_end_matches("/address").to_owned();
+                shell.ok(&format!("ip addr add 10.9.{n}.2/24 dev {name} && ip link set {name} up"));
+                shell.until_ok(&format!("ping -c 1 -W 2 10.9.{n}.1"), BOOT);
+                assert_eq!(shell.ok(&format!("ls -d /sys/class/net/{name}/queues/rx-* | wc -l")).trim(), n.to_string());
+            }
+
+            let id = DeviceId("nic-1".to_owned());
+            vm.detach(&id).await.unwrap();
+            shell.until_ok("! grep -l 02:00:00:00:00:01 /sys/class/net/*/address", BOOT);
+            shell.ok("ping -c 1 -W 2 10.9.2.1");
+            // All of it is gone: slot, name, and QEMU's end of the tap.
+            assert_eq!(vm.attach(card(1, tap("10.9.1.1/24", 1))).await.unwrap(), GuestAddr::Pci("02/00".to_owned()));
+            shell.until_ok("grep -l 02:00:00:00:00:01 /sys/class/net/*/address", BOOT);
+
+            let e = vm.attach(card(3, tap("10.9.3.1/24", 3))).await.unwrap_err();
+            assert!(e.to_string().contains("3 queues") && e.to_string().contains("at most 2 vCPUs"), "{e}");
+            // A file that is no tap is refused, and leaves nothing: the next one has its name.
+            let file = || NicQueue { tap: tempfile::tempfile().unwrap().into(), vhost: None };
+            let e = vm.attach(card(3, vec![file()])).await.unwrap_err();
+            assert!(matches!(e, DeviceError::Refused { .. }) && e.to_string().contains("nic-3"), "{e}");
+            vm.attach(card(3, tap("10.9.3.1/24", 1))).await.unwrap();
         },
     );
 }

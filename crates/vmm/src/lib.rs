@@ -22,8 +22,8 @@ pub use console::{Console, ConsoleRing};
 pub use identity::{content_digest, content_digest_in};
 pub use probe::{Accel, AccelChoice, AccelVerdict, choose_accel, probe_kvm};
 pub use spec::{
-    AgentAddr, Begin, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, ResizeError,
-    Resources, SaveError, Snapshot, Stop, Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,
+    AgentAddr, Begin, Boot, Caps, Device, DeviceError, DeviceId, GuestAddr, LaunchError, MemorySharing, NicQueue,
+    ResizeError, Resources, SaveError, Snapshot, Stop, Unsupported, VmExit, VmProcesses, VmRecord, VmSpec,
 };
 pub use tsc::host_tsc_khz;
 

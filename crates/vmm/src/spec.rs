@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use kata_types::{Mib, SandboxId};
+use kata_types::{MacAddr, Mib, SandboxId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -137,6 +137,26 @@ pub enum Device {
         /// Whether the guest may write.
         read_only: bool,
     },
+    /// A network card.
+    Nic {
+        /// Its name.
+        id: DeviceId,
+        /// Its address, by which the guest finds it.
+        mac: MacAddr,
+        /// Its queues: one at least, and no more than the VM may have vCPUs.
+        queues: Vec<NicQueue>,
+    },
+}
+
+/// One queue pair of a network card: what the guest sends and receives through it.
+#[derive(Debug)]
+pub struct NicQueue {
+    /// An open queue of a tap or macvtap with `IFF_VNET_HDR` (Documentation/networking/tuntap.rst), in any network
+    /// namespace.
+    pub tap: OwnedFd,
+    /// An open /dev/vhost-net that moves its packets in the host's kernel; without one, the VMM does. All queues of a card
+    /// have one, or none has.
+    pub vhost: Option<OwnedFd>,
 }
 
 /// Where the guest finds a device.
