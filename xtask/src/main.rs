@@ -15,6 +15,7 @@ mod kernel;
 mod layout;
 mod mode;
 mod modules;
+mod newer;
 mod oci_image;
 mod paths;
 mod prepush;

@@ -10,7 +10,7 @@ use crate::build::Profile;
 use crate::mode::Mode;
 use crate::summary::{Expected, Summary};
 use crate::watch::{self, End};
-use crate::{deps, guest, layout, paths, qemu, run};
+use crate::{deps, guest, layout, newer, paths, qemu, run};
 
 /// A test program that prints nothing for so long hangs. The whole-system tests print at the end of each test.
 const SILENCE: Duration = Duration::from_secs(900);
@@ -97,6 +97,7 @@ fn whole_system(options: &Options, stage: &PathBuf, summary: &mut Summary) -> Re
             None
         }
     };
+    let newer = run::step("newer engines", newer::engines)?;
     for mode in Mode::ALL {
         if options.mode.is_some_and(|only| only != mode) {
             continue;
@@ -107,7 +108,7 @@ fn whole_system(options: &Options, stage: &PathBuf, summary: &mut Summary) -> Re
         } else {
             cargo.args(CORE.iter().flat_map(|test| ["--test", test]));
         }
-        cargo.env("KATA_STAGE", stage).env("KATA_TEST_MODE", mode.name());
+        cargo.env("KATA_STAGE", stage).env("KATA_TEST_MODE", mode.name()).env("KATA_NEWER_ENGINES", &newer);
         if let Some(debian) = &debian {
             cargo.env("KATA_STAGE_DEBIAN", debian);
         }
