@@ -17,6 +17,10 @@ use kata_types::{EXIT_LOST, SandboxId};
 
 use crate::{convert, options};
 
+/// The environment variable in which containerd says which version of the Task API it knows; 1.6 says nothing, and
+/// all from 1.7 to 2.1 say 2, whatever they could. (The OCI command line speaks version 3 to the same daemon.)
+const MAX_VERSION: &str = "MAX_SHIM_VERSION";
+
 #[derive(Debug, Default)]
 struct Args {
     namespace: String,
@@ -112,10 +116,20 @@ fn start(args: &Args, owner: Owner, bundle: PathBuf) -> Result<(), String> {
     });
     let (run_dir, _) = launched.map_err(|e| e.to_string())?;
     let address = format!("unix://{}", task_socket(&run_dir).display());
-    // containerd reads this after its own restart.
+    // containerd 1.x reads this after its own restart; 2.x keeps what it was told.
     std::fs::write(bundle.join("address"), &address).map_err(|e| format!("{}/address: {e}", bundle.display()))?;
+    let answer = answer(&address, std::env::var(MAX_VERSION).ok().as_deref());
     let mut out = std::io::stdout();
-    out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("stdout: {e}"))
+    out.write_all(answer.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("stdout: {e}"))
+}
+
+/// What `start` prints: for a containerd that speaks the Task API's version 3, where and how it is spoken (containerd's
+/// `BootstrapParams`); for an older one the bare address.
+fn answer(address: &str, max_version: Option<&str>) -> String {
+    match max_version.and_then(|v| v.parse::<u32>().ok()) {
+        Some(3..) => serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string(),
+        _ => address.to_owned(),
+    }
 }
 
 fn delete(args: &Args, owner: &Owner, bundle: &std::path::Path) -> Result<(), String> {
@@ -161,6 +175,15 @@ fn poststop(id: &str, bundle: &std::path::Path, record: &kata_sandbox::Container
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_containerd_is_answered_in_what_it_speaks() {
+        for old in [None, Some("2"), Some("")] {
+            assert_eq!(answer("unix:///s", old), "unix:///s");
+        }
+        let new: serde_json::Value = serde_json::from_str(&answer("unix:///s", Some("3"))).unwrap();
+        assert_eq!(new, serde_json::json!({ "version": 3, "address": "unix:///s", "protocol": "ttrpc" }));
+    }
 
     #[test]
     fn flags_as_containerd_writes_them() {

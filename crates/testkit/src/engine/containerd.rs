@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{CgroupParent, Daemon, path, unmount_below};
+use super::{CgroupParent, Daemon, Release, unmount_below};
 use crate::cmd::Cmd;
 use crate::image;
 use crate::runtime::scratch;
@@ -23,6 +23,7 @@ pub struct Containerd {
     _parent: CgroupParent,
     dir: TempDir,
     namespace: String,
+    release: Release,
 }
 
 impl Containerd {
@@ -31,10 +32,18 @@ impl Containerd {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Containerd {
+        Containerd::of(Release::Distribution)
+    }
+
+    /// The same of another release.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn of(release: Release) -> Containerd {
         let dir = scratch();
         // ctr puts containers below a cgroup of the namespace's name.
         let namespace = format!("kata-test-{}", std::process::id());
-        let mut this = Containerd { daemon: None, _parent: CgroupParent(namespace.clone()), dir, namespace };
+        let mut this = Containerd { daemon: None, _parent: CgroupParent(namespace.clone()), dir, namespace, release };
         this.daemon = Some(this.launch());
         this.ctr(["images", "import"]).arg(image::busybox()).ok();
         this
@@ -42,8 +51,10 @@ impl Containerd {
 
     fn launch(&self) -> Daemon {
         let at = |name: &str| self.dir.path().join(name).display().to_string();
+        // Each release has its own name for the plugin, and does not mind the other.
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\"]\n\
              [grpc]\n  address = {:?}\n[debug]\n  level = \"debug\"\n",
             at("root"),
             at("state"),
@@ -51,8 +62,8 @@ impl Containerd {
         );
         let file = self.dir.path().join("config.toml");
         fs::write(&file, config).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let mut command = Command::new("/usr/bin/containerd");
-        command.arg("--config").arg(&file).env("PATH", path());
+        let mut command = Command::new(self.release.program("usr/bin/containerd"));
+        command.arg("--config").arg(&file).env("PATH", self.release.path());
         let mut daemon = Daemon::start("containerd", command, self.dir.path().join("log"));
         daemon
             .ready(|| self.ctr(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success()));
@@ -71,7 +82,12 @@ impl Containerd {
     /// A command of ctr.
     pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Cmd {
         let socket = self.dir.path().join("c.sock");
-        Cmd::new("/usr/bin/ctr").arg("--address").arg(socket).arg("--namespace").arg(&self.namespace).args(args)
+        Cmd::new(self.release.program("usr/bin/ctr"))
+            .arg("--address")
+            .arg(socket)
+            .arg("--namespace")
+            .arg(&self.namespace)
+            .args(args)
     }
 
     /// `ctr run` of our runtime, up to the flags; then come the image's name, the container's, and its command.

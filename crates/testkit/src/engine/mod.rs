@@ -3,6 +3,7 @@
 mod containerd;
 mod docker;
 mod podman;
+mod release;
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -17,6 +18,7 @@ use nix::unistd::Pid;
 pub use containerd::Containerd;
 pub use docker::Docker;
 pub use podman::Podman;
+pub use release::Release;
 
 use crate::runtime::stage;
 
