@@ -7,19 +7,17 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{CgroupParent, Daemon, path, unmount_below};
+use super::{CgroupParent, Daemon, Release, unmount_below};
 use crate::cmd::Cmd;
 use crate::image;
 use crate::runtime::{scratch, stage};
-
-/// By full path: another client may stand first in PATH.
-const CLIENT: &str = "/usr/bin/docker";
 
 /// A dockerd, with a containerd of its own, with our runtime as "kata" and the busybox image in it.
 pub struct Docker {
     daemon: Option<Daemon>,
     parent: CgroupParent,
     dir: TempDir,
+    release: Release,
 }
 
 impl Docker {
@@ -28,15 +26,23 @@ impl Docker {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Docker {
+        Docker::of(Release::Distribution)
+    }
+
+    /// The same of another release. A newer one runs our shim itself, by its containerd name; an older one only knows OCI
+    /// command lines.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn of(release: Release) -> Docker {
         let parent = CgroupParent(format!("kata-docker-{}", std::process::id()));
-        let mut this = Docker { daemon: None, parent, dir: scratch() };
+        let mut this = Docker { daemon: None, parent, dir: scratch(), release };
         let at = |name: &str| this.dir.path().join(name);
-        let mut command = Command::new("/usr/sbin/dockerd");
-        command.env("PATH", path()).env("HOME", this.dir.path());
+        let mut command = Command::new(release.program("usr/sbin/dockerd"));
+        command.env("PATH", release.path()).env("HOME", this.dir.path());
         command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
-        command.arg("--host").arg(this.host()).arg("--config-file").arg(at("none.json"));
+        command.arg("--host").arg(this.host()).arg("--config-file").arg(at("daemon.json"));
         command.arg("--cgroup-parent").arg(format!("/{}", this.parent.0));
-        command.arg("--add-runtime").arg(format!("kata={}", stage().join("bin/kata-runtime").display()));
         // Networks are not what these tests are about; without them nothing of the host's is touched.
         command.args([
             "--bridge=none",
@@ -45,7 +51,12 @@ impl Docker {
             "--ip-forward=false",
             "--ip-masq=false",
         ]);
-        std::fs::write(at("none.json"), "{}").unwrap_or_else(|e| panic!("{}: {e}", at("none.json").display()));
+        let kata = match release {
+            Release::Distribution => serde_json::json!({ "path": stage().join("bin/kata-runtime") }),
+            Release::Newer => serde_json::json!({ "runtimeType": super::RUNTIME }),
+        };
+        let config = serde_json::json!({ "runtimes": { "kata": kata } }).to_string();
+        std::fs::write(at("daemon.json"), config).unwrap_or_else(|e| panic!("{}: {e}", at("daemon.json").display()));
         let mut daemon = Daemon::start("dockerd", command, at("log"));
         daemon.ready(|| {
             this.docker(["version"]).deadline(Duration::from_secs(5)).run().status.is_some_and(|s| s.success())
@@ -62,7 +73,11 @@ impl Docker {
     /// A command of docker.
     pub fn docker<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Cmd {
         let config = self.dir.path().join("client");
-        Cmd::new(CLIENT).env("DOCKER_CONFIG", config).arg("--host").arg(self.host()).args(args)
+        Cmd::new(self.release.program("usr/bin/docker"))
+            .env("DOCKER_CONFIG", config)
+            .arg("--host")
+            .arg(self.host())
+            .args(args)
     }
 
     /// `docker run` of our runtime without a network, with more flags; then come the image's name and the command.

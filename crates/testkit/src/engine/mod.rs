@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub use containerd::Containerd;
+pub use containerd::{Containerd, RUNTIME};
 pub use docker::Docker;
 pub use podman::Podman;
 pub use release::Release;
