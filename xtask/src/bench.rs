@@ -12,7 +12,9 @@ mod fs;
 mod idle;
 mod kata;
 mod memory;
+mod net;
 mod processes;
+mod program;
 mod promises;
 mod report;
 mod scale;
@@ -54,6 +56,8 @@ pub enum Section {
     Scale,
     /// A volume and an overlay root against the host's own files.
     Fs,
+    /// TCP through a sandbox's network card, against runc's and a bare QEMU with the same tap.
+    Net,
 }
 
 /// How to measure.
@@ -259,6 +263,14 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
         let files = run::step("measuring files", || fs::measure(ground, build, kata))?;
         found.text.push(files.markdown());
         found.raw.insert("fs".into(), files.json());
+    }
+    if has(Section::Net) {
+        let runtime = run::cmd(&build.bin().join("kata-runtime").to_string_lossy(), [""; 0]);
+        let bare = boot::Bare::prepare(runtime, ground.work)?;
+        let net = run::step("measuring networks", || net::measure(ground, build, &bare, &contenders, options.rounds))?;
+        found.text.push(net.markdown());
+        found.checks.extend(net.checks());
+        found.raw.insert("net".into(), net.json());
     }
     Ok(())
 }

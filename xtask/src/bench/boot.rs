@@ -92,7 +92,7 @@ impl Bare {
     /// QEMU's, or a guest that does not get there; shows the console's last line.
     pub fn boot(&self) -> Result<Duration> {
         let start = Instant::now();
-        let mut vm = self.start(From::Kernel, &self.memory, None)?;
+        let mut vm = self.start(From::Kernel, None)?;
         vm.says(READY)?;
         Ok(start.elapsed())
     }
@@ -112,7 +112,7 @@ impl Bare {
         let state = self.saved.with_extension("state");
         let monitor = self.saved.with_extension("monitor");
         drop(fs::remove_file(&monitor));
-        let mut vm = self.start(From::State, &self.memory, Some(&monitor))?;
+        let mut vm = self.start(From::State, Some(&monitor))?;
         let mut to = connect(&monitor)?;
         ask(&mut to, "")?;
         ask(&mut to, "migrate_set_capability x-ignore-shared on")?;
@@ -130,6 +130,21 @@ impl Bare {
         answered
     }
 
+    /// A VM that serves on a network: in a network namespace, with this initrd and a card on this tap.
+    ///
+    /// # Errors
+    /// As of [`Bare::boot`].
+    pub fn with_card(&self, netns: &str, tap: &str, initrd: &Path) -> Result<Vm<'_>> {
+        let mut command = self.command("ip", &["netns", "exec", netns, "timeout", "--signal=KILL", DEADLINE]);
+        drop(fs::remove_file(&self.memory));
+        self.boots(&mut command, initrd);
+        command.args(["-netdev", &format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off")]);
+        command.args(["-device", "virtio-net-pci,netdev=net,bus=rp1,romfile="]);
+        let mut vm = self.spawn(command)?;
+        vm.says(READY)?;
+        Ok(vm)
+    }
+
     /// As our driver has it: beside our own QEMU, or the distribution's.
     fn has_quick_firmware(&self) -> bool {
         let own = self.qemu.ancestors().nth(3).map(|prefix| prefix.join("share/kata-containers/qemu"));
@@ -139,7 +154,7 @@ impl Bare {
 
     fn save(&self) -> Result<()> {
         let monitor = self.saved.with_extension("monitor");
-        let mut vm = self.start(From::Kernel, &self.memory, Some(&monitor))?;
+        let mut vm = self.start(From::Kernel, Some(&monitor))?;
         vm.says(READY)?;
         let mut to = connect(&monitor)?;
         ask(&mut to, "")?;
@@ -154,30 +169,13 @@ impl Bare {
         run::check(run::cmd("cp", ["--sparse=always"]).arg(&self.memory).arg(to))
     }
 
-    fn start(&self, from: From, memory: &Path, monitor: Option<&Path>) -> Result<Vm<'_>> {
-        let mut command: Command = run::cmd("timeout", ["--signal=KILL", DEADLINE]);
-        command.arg(&self.qemu);
-        let (machine, cpu, console) = match std::env::consts::ARCH {
-            "aarch64" => ("virt,gic-version=max", "max", "ttyAMA0"),
-            _ => ("q35,sata=off,smbus=off,usb=off,vmport=off", "max,la57=off", "ttyS0"),
-        };
-        command.args(["-machine", &format!("{machine},memory-backend=m"), "-accel", &self.accel, "-cpu", cpu]);
-        if self.has_quick_firmware() {
-            command.args(["-bios", QUICK_FIRMWARE]);
-        }
-        command.args(["-m", &MEMORY.to_string()]);
-        let memory = format!("memory-backend-file,id=m,size={MEMORY}M,share=on,mem-path={}", memory.display());
-        command.args(["-object", &memory]);
-        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
-        for port in 1..=ROOT_PORTS {
-            command.args(["-device", &format!("pcie-root-port,id=rp{port},chassis={port},slot={port}")]);
-        }
+    fn start(&self, from: From, monitor: Option<&Path>) -> Result<Vm<'_>> {
+        let mut command = self.command("timeout", &["--signal=KILL", DEADLINE]);
         match from {
             From::Kernel => {
                 // A guest must not find what another one left.
                 drop(fs::remove_file(&self.memory));
-                command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
-                command.args(["-append", &format!("console={console} panic=-1 quiet")]);
+                self.boots(&mut command, &self.initrd);
             }
             From::State => {
                 command.args(["-incoming", "defer"]);
@@ -186,6 +184,38 @@ impl Bare {
         if let Some(monitor) = monitor {
             command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display())]);
         }
+        self.spawn(command)
+    }
+
+    /// The machine, started by a program and the words before its name.
+    fn command(&self, program: &str, words: &[&str]) -> Command {
+        let mut command: Command = run::cmd(program, words);
+        command.arg(&self.qemu);
+        let (machine, cpu) = match std::env::consts::ARCH {
+            "aarch64" => ("virt,gic-version=max", "max"),
+            _ => ("q35,sata=off,smbus=off,usb=off,vmport=off", "max,la57=off"),
+        };
+        command.args(["-machine", &format!("{machine},memory-backend=m"), "-accel", &self.accel, "-cpu", cpu]);
+        if self.has_quick_firmware() {
+            command.args(["-bios", QUICK_FIRMWARE]);
+        }
+        command.args(["-m", &MEMORY.to_string()]);
+        let memory = format!("memory-backend-file,id=m,size={MEMORY}M,share=on,mem-path={}", self.memory.display());
+        command.args(["-object", &memory]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+        for port in 1..=ROOT_PORTS {
+            command.args(["-device", &format!("pcie-root-port,id=rp{port},chassis={port},slot={port}")]);
+        }
+        command
+    }
+
+    fn boots(&self, command: &mut Command, initrd: &Path) {
+        let console = if std::env::consts::ARCH == "aarch64" { "ttyAMA0" } else { "ttyS0" };
+        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(initrd);
+        command.args(["-append", &format!("console={console} panic=-1 quiet")]);
+    }
+
+    fn spawn(&self, mut command: Command) -> Result<Vm<'_>> {
         // What it says when it is stopped is of no interest; why it did not start is.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&self.log)?);
         let mut child = command.spawn().context("cannot start QEMU")?;
@@ -230,7 +260,7 @@ fn ask(to: &mut UnixStream, command: &str) -> Result<String> {
 }
 
 /// A running QEMU; killed on drop.
-struct Vm<'a> {
+pub struct Vm<'a> {
     child: Child,
     out: BufReader<std::process::ChildStdout>,
     log: &'a Path,

@@ -13,7 +13,8 @@ use super::Ground;
 use super::contender::Contender;
 use super::engine::oci;
 use super::kata::{Build, Kata};
-use crate::{deps, run};
+use super::program::{self, Step, parse};
+use crate::run;
 
 /// What is run; see there.
 const PROBE: &str = include_str!("fs/probe.rs");
@@ -26,21 +27,6 @@ mod probe;
 const SIZE: usize = 256 << 20;
 /// Small files.
 const FILES: u32 = 25_000;
-
-/// One step of the probe.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Step {
-    name: String,
-    seconds: f64,
-    amount: f64,
-}
-
-impl Step {
-    /// Bytes, reads or files a second.
-    fn rate(&self) -> f64 {
-        self.amount / self.seconds
-    }
-}
 
 /// What both said.
 pub struct Files {
@@ -84,15 +70,15 @@ pub fn measure(ground: &Ground, build: &Build, kata: &Kata) -> Result<Files> {
     fs::create_dir_all(&data)?;
     let overlay = Overlay::mount(&dir, &ground.rootfs)?;
     let root = &overlay.0;
-    let program = root.join("bin/probe");
-    compile(&dir, &program)?;
+    let probe = root.join("bin/probe");
+    program::compile(PROBE, &dir, &probe)?;
     for mount_point in ["data", "tmp"] {
         fs::create_dir_all(root.join(mount_point))?;
     }
 
     fill(&data)?;
     let files = FILES.to_string();
-    let mut on_host = run::cmd(&program.to_string_lossy(), [&data, &root.join("tmp")]);
+    let mut on_host = run::cmd(&probe.to_string_lossy(), [&data, &root.join("tmp")]);
     let host = parse(&run::output(on_host.arg(&files))?)?;
     // New files: what the guest reads, it has not in its cache. The host has both in its own.
     fill(&data)?;
@@ -120,15 +106,6 @@ pub fn pick(contenders: &[Contender]) -> Option<&Kata> {
     })
 }
 
-fn compile(dir: &Path, program: &Path) -> Result<()> {
-    let source = dir.join("probe.rs");
-    fs::write(&source, PROBE)?;
-    let target = deps::guest_target();
-    let mut rustc = run::cmd("rustc", ["--edition=2024", "-O", "--target", target.triple]);
-    rustc.args(target.rustflags.split_whitespace()).args(["-C", "strip=symbols", "-o"]).arg(program).arg(source);
-    run::check(&mut rustc)
-}
-
 fn fill(dir: &Path) -> Result<()> {
     for name in ["read", "random"] {
         let path = dir.join(name);
@@ -142,16 +119,6 @@ fn fill(dir: &Path) -> Result<()> {
         file.sync_all()?;
     }
     Ok(())
-}
-
-fn parse(text: &str) -> Result<Vec<Step>> {
-    let line = |line: &str| {
-        let mut words = line.split_ascii_whitespace();
-        let name = words.next()?.to_owned();
-        let nanoseconds: f64 = words.next()?.parse().ok()?;
-        Some(Step { name, seconds: nanoseconds / 1e9, amount: words.next()?.parse().ok()? })
-    };
-    text.lines().map(|text| line(text).with_context(|| format!("the probe said {text:?}"))).collect()
 }
 
 impl Files {
@@ -175,10 +142,7 @@ impl Files {
 
     /// In seconds.
     pub fn json(&self) -> Value {
-        let steps = |steps: &[Step]| {
-            steps.iter().map(|s| json!({ "name": s.name, "s": s.seconds, "amount": s.amount })).collect::<Vec<_>>()
-        };
-        json!({ "host": steps(&self.host), "sandbox": steps(&self.guest) })
+        json!({ "host": program::json(&self.host), "sandbox": program::json(&self.guest) })
     }
 }
 

@@ -1,0 +1,84 @@
+//! Two network namespaces with a cable between them: one for whoever serves, one for whoever asks.
+
+use anyhow::Result;
+
+use crate::run;
+
+/// In the namespace of whoever serves.
+pub const CARD: &str = "eth0";
+pub const ADDRESS: &str = "10.231.7.2";
+const PREFIX: &str = "24";
+const ASKER: &str = "10.231.7.1";
+const TAP: &str = "tap0";
+
+/// Both namespaces, by name; removed on drop.
+pub struct Wire {
+    /// Of whoever serves.
+    pub here: String,
+    /// Of whoever asks.
+    pub there: String,
+}
+
+impl Wire {
+    /// Makes them, with addresses.
+    ///
+    /// # Errors
+    /// ip's.
+    pub fn new() -> Result<Wire> {
+        let name = |end: &str| format!("kata-bench-{}-{end}", std::process::id());
+        let this = Wire { here: name("here"), there: name("there") };
+        for netns in [&this.here, &this.there] {
+            ip(&["netns", "add", netns])?;
+            ip(&["-n", netns, "link", "set", "lo", "up"])?;
+        }
+        ip(&["-n", &this.here, "link", "add", CARD, "type", "veth", "peer", "name", CARD, "netns", &this.there])?;
+        for (netns, address) in [(&this.here, ADDRESS), (&this.there, ASKER)] {
+            ip(&["-n", netns, "addr", "add", &format!("{address}/{PREFIX}"), "dev", CARD])?;
+            ip(&["-n", netns, "link", "set", CARD, "up"])?;
+        }
+        Ok(this)
+    }
+
+    /// A tap there, and all that comes by either of tap and card goes out by the other one: what our own driver does,
+    /// made by `tc`. Its name.
+    ///
+    /// # Errors
+    /// ip's and tc's.
+    pub fn tap(&self) -> Result<&'static str> {
+        ip(&["-n", &self.here, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
+        ip(&["-n", &self.here, "link", "set", TAP, "up"])?;
+        for (from, to) in [(TAP, CARD), (CARD, TAP)] {
+            self.tc(&["qdisc", "add", "dev", from, "ingress"])?;
+            self.tc(&[
+                "filter", "add", "dev", from, "parent", "ffff:", "protocol", "all", "u32", "match", "u8", "0", "0",
+                "action", "mirred", "egress", "redirect", "dev", to,
+            ])?;
+        }
+        Ok(TAP)
+    }
+
+    /// Takes the tap away, and the card's redirection.
+    ///
+    /// # Errors
+    /// ip's and tc's.
+    pub fn untap(&self) -> Result<()> {
+        self.tc(&["qdisc", "del", "dev", CARD, "ingress"])?;
+        ip(&["-n", &self.here, "link", "del", TAP])
+    }
+
+    fn tc(&self, words: &[&str]) -> Result<()> {
+        run::check(run::cmd("tc", ["-n", &self.here]).args(words))
+    }
+}
+
+fn ip(words: &[&str]) -> Result<()> {
+    run::check(&mut run::cmd("ip", words))
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        for netns in [&self.here, &self.there] {
+            run::succeeds("ip", &["netns", "del", netns]);
+        }
+    }
+}
