@@ -28,6 +28,14 @@ pub struct TaskState {
     pub exit_status: i32,
 }
 
+/// A container's counters, worded as this host's cgroups are.
+pub enum Stats {
+    /// For v1 and hybrid hosts.
+    V1(containerd_shim_protos::cgroups::metrics::Metrics),
+    /// For unified hosts.
+    V2(containerd_shim_protos::cgroups_v2::metrics::Metrics),
+}
+
 /// Why a call failed: whether the thing is not there matters to callers, the rest is words.
 pub enum Failure {
     /// The daemon does not know it, or it has ended.
@@ -214,11 +222,19 @@ impl Daemon {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn stats(&self, id: &str) -> Result<containerd_shim_protos::cgroups::metrics::Metrics, Failure> {
+    pub async fn stats(&self, id: &str) -> Result<Stats, Failure> {
         use containerd_shim_protos::protobuf::Message;
         let (task, context) = self.task();
         let r = task.stats(context, &request!(StatsRequest { id: id.to_owned() })).await.map_err(failure)?;
-        Message::parse_from_bytes(&r.stats.value).map_err(|e| Failure::Other(e.to_string()))
+        let value = &r.stats.value;
+        let parsed = match r.stats.type_url.as_str() {
+            "io.containerd.cgroups.v1.Metrics" => Message::parse_from_bytes(value).map(Stats::V1),
+            "io.containerd.cgroups.v2.Metrics" => Message::parse_from_bytes(value).map(Stats::V2),
+            other => {
+                return Err(Failure::Other(format!("the daemon's statistics are of a kind unknown here: {other:?}")));
+            }
+        };
+        parsed.map_err(|e| Failure::Other(e.to_string()))
     }
 }
 

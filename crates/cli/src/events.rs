@@ -1,13 +1,13 @@
-//! `events`: statistics in runc's JSON.
+//! `events`: statistics, and out-of-memory kills, in runc's JSON.
 
 use std::time::Duration;
 
-use containerd_shim_protos::cgroups::metrics::{BlkIOEntry, MemoryEntry, Metrics};
 use kata_oci::Status;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::client::{Daemon, Failure};
 use crate::error::CliError;
+use crate::stats::{data, out_of_memory_kills};
 use crate::store::Store;
 
 /// `events`: until the container ends, or once.
@@ -18,9 +18,17 @@ pub async fn events(store: &Store, id: &str, interval: &str, once: bool) -> Resu
     if daemon.state(id, "").await?.status == Status::Stopped {
         return Err(CliError::NotRunning);
     }
+    let mut killed = None;
     loop {
         match daemon.stats(id).await {
-            Ok(stats) => println!("{}", json!({ "type": "stats", "id": id, "data": data(&stats) })),
+            Ok(stats) => {
+                // Told once for each time that there were new ones; those before we looked are nobody's event.
+                let now = out_of_memory_kills(&stats);
+                if killed.replace(now).is_some_and(|before| now > before) {
+                    println!("{}", json!({ "type": "oom", "id": id }));
+                }
+                println!("{}", json!({ "type": "stats", "id": id, "data": data(&stats) }));
+            }
             Err(Failure::NotFound(_)) if !once => return Ok(0),
             Err(err) => {
                 // It may have ended meanwhile.
@@ -51,51 +59,6 @@ fn duration(text: &str) -> Result<Duration, CliError> {
         _ => return Err(bad()),
     };
     if d.is_zero() { Err(bad()) } else { Ok(d) }
-}
-
-fn data(m: &Metrics) -> Value {
-    let cpu = m.cpu.as_ref().and_then(|c| {
-        let u = c.usage.as_ref()?;
-        let t = c.throttling.clone().unwrap_or_default();
-        Some(json!({
-            "usage": { "total": u.total, "percpu": u.per_cpu, "kernel": u.kernel, "user": u.user },
-            "throttling": { "periods": t.periods, "throttledPeriods": t.throttled_periods, "throttledTime": t.throttled_time },
-        }))
-    });
-    let memory = m.memory.as_ref().map(|mem| {
-        json!({
-            "cache": mem.cache,
-            "usage": entry(mem.usage.as_ref()),
-            "swap": entry(mem.swap.as_ref()),
-            "kernel": entry(mem.kernel.as_ref()),
-            "raw": { "rss": mem.rss, "mapped_file": mem.mapped_file, "pgfault": mem.pg_fault, "pgmajfault": mem.pg_maj_fault,
-                     "inactive_file": mem.inactive_file, "active_file": mem.active_file,
-                     "inactive_anon": mem.inactive_anon, "active_anon": mem.active_anon },
-        })
-    });
-    let blkio = |entries: &[BlkIOEntry]| -> Value {
-        entries.iter().map(|e| json!({ "major": e.major, "minor": e.minor, "op": e.op, "value": e.value })).collect()
-    };
-    let io = m.blkio.clone().unwrap_or_default();
-    let pids = m.pids.clone().unwrap_or_default();
-    json!({
-        "cpu": cpu,
-        "memory": memory,
-        "pids": { "current": pids.current, "limit": pids.limit },
-        "blkio": { "ioServiceBytesRecursive": blkio(&io.io_service_bytes_recursive),
-                   "ioServicedRecursive": blkio(&io.io_serviced_recursive) },
-        "hugetlb": {},
-        "network_interfaces": m.network.iter().map(|n| json!({
-            "Name": n.name,
-            "RxBytes": n.rx_bytes, "RxPackets": n.rx_packets, "RxErrors": n.rx_errors, "RxDropped": n.rx_dropped,
-            "TxBytes": n.tx_bytes, "TxPackets": n.tx_packets, "TxErrors": n.tx_errors, "TxDropped": n.tx_dropped,
-        })).collect::<Value>(),
-    })
-}
-
-fn entry(e: Option<&MemoryEntry>) -> Value {
-    let e = e.cloned().unwrap_or_default();
-    json!({ "limit": e.limit, "usage": e.usage, "max": e.max, "failcnt": e.failcnt })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod query;
 mod signals;
 mod spec;
 mod stand_in;
+mod stats;
 mod store;
 mod update;
 mod verbs;

@@ -10,6 +10,7 @@ mod logging;
 mod options;
 mod publish;
 mod service;
+mod stats;
 
 pub use attach::{AttachHello, AttachReply, FromDaemon, ListAnswer, ListQuery, ToDaemon};
 

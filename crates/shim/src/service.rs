@@ -15,7 +15,7 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Result};
 
 use crate::attach::{Attached, Attachments};
-use crate::convert;
+use crate::{convert, stats};
 
 /// The service.
 pub struct TaskService {
@@ -223,9 +223,9 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, r: api::StatsRequest) -> Result<api::StatsResponse> {
-        let stats = self.told(self.sandbox.stats(&r.id).await).await?;
+        let counted = self.told(self.sandbox.stats(&r.id).await).await?;
         let mut out = api::StatsResponse::new();
-        out.stats = Some(convert::metrics(&stats)?).into();
+        out.stats = Some(stats::metrics(&counted, stats::Shape::of_host())?).into();
         Ok(out)
     }
 

@@ -87,9 +87,25 @@ fn memory(file: &dyn Fn(&str) -> String) -> agent::MemoryStats {
         swap_usage: MessageField::some(swap),
         kernel_usage: MessageField::some(kernel),
         use_hierarchy: true,
+        unified: unified(file),
         stats: stat.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         ..Default::default()
     }
+}
+
+/// What v1's words have no place for.
+fn unified(file: &dyn Fn(&str) -> String) -> HashMap<String, u64> {
+    let mut out = HashMap::new();
+    for name in ["swap.current", "swap.max", "swap.peak"] {
+        let text = file(&format!("memory.{name}"));
+        // Without swap in the kernel there are no such files, and nothing is told.
+        if !text.is_empty() {
+            out.insert(name.to_owned(), limit(&text, u64::MAX));
+        }
+    }
+    let events = file("memory.events");
+    out.extend(flat(&events).into_iter().map(|(key, value)| (format!("events.{key}"), value)));
+    out
 }
 
 /// io.stat: `8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`.
@@ -125,6 +141,7 @@ fn hugetlb(dir: &Path) -> HashMap<String, agent::HugetlbStats> {
         let file = |what: &str| fs::read_to_string(dir.join(format!("hugetlb.{size}.{what}"))).unwrap_or_default();
         let stats = agent::HugetlbStats {
             usage: number(&file("current")),
+            limit: limit(&file("max"), u64::MAX),
             failcnt: flat(&file("events")).get("max").copied().unwrap_or(0),
             ..Default::default()
         };
@@ -149,7 +166,7 @@ mod tests {
                 "memory.swap.current" => "20\n",
                 "memory.swap.max" => "0\n",
                 "memory.stat" => "anon 60\nfile 40\nkernel 5\n",
-                "memory.events" => "low 0\nmax 3\n",
+                "memory.events" => "low 0\nmax 3\noom_kill 2\n",
                 _ => "",
             }
             .to_owned()
@@ -157,6 +174,8 @@ mod tests {
         assert_eq!((m.usage.usage, m.usage.limit, m.usage.failcnt), (100, u64::MAX, 3));
         assert_eq!((m.swap_usage.usage, m.swap_usage.limit), (120, u64::MAX));
         assert_eq!((m.cache, m.stats["anon"], m.kernel_usage.usage), (40, 60, 5));
+        assert_eq!((m.unified["swap.current"], m.unified["swap.max"], m.unified["events.oom_kill"]), (20, 0, 2));
+        assert!(!m.unified.contains_key("swap.peak"));
         let b = blkio("8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n\nbad\n");
         assert_eq!(b.io_service_bytes_recursive.len(), 3);
         assert_eq!((b.io_serviced_recursive[1].op.as_str(), b.io_serviced_recursive[1].value), ("Write", 4));
