@@ -23,6 +23,7 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-types", Side::Shared, 0),
     ("kata-oci", Side::Shared, 1),
     ("kata-sys", Side::Shared, 1),
+    ("kata-metrics", Side::Shared, 1),
     ("kata-proto", Side::Shared, 2),
     ("kata-config", Side::Host, 3),
     ("kata-vmm", Side::Host, 3),

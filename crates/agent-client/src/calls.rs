@@ -133,6 +133,8 @@ calls! {
     set_guest_date_time(SetGuestDateTimeRequest) -> Empty, Some(QUICK);
     /// Brings present CPUs and memory on line.
     online_cpu_mem(OnlineCPUMemRequest) -> Empty, Some(LONG);
+    /// The agent's and the guest's metrics, as a page in Prometheus' format.
+    get_metrics(GetMetricsRequest) -> pb::Metrics, Some(QUICK);
     /// What the agent can do.
     get_guest_details(GuestDetailsRequest) -> pb::GuestDetailsResponse, Some(QUICK);
 }

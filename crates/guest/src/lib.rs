@@ -20,6 +20,7 @@ mod inodes;
 mod json;
 mod local;
 mod logger;
+mod metrics;
 mod oom;
 mod params;
 mod process;

@@ -20,7 +20,7 @@ use crate::container::blocking;
 use crate::failure::Failure;
 use crate::identity;
 use crate::sandbox::Guest;
-use crate::{copy, engine, hotplug, procfs, storage};
+use crate::{copy, engine, hotplug, metrics, procfs, storage};
 
 /// The calls that are answered; ttrpc answers UNIMPLEMENTED with the name to all others.
 const CALLS: &[&str] = &[
@@ -31,6 +31,7 @@ const CALLS: &[&str] = &[
     "DestroySandbox",
     "ExecProcess",
     "GetGuestDetails",
+    "GetMetrics",
     "GetOOMEvent",
     "ListProcesses",
     "OnlineCPUMem",
@@ -273,6 +274,11 @@ impl AgentService for Agent {
 
     async fn copy_file(&self, _: &TtrpcContext, r: pb::CopyFileRequest) -> Answer<Empty> {
         done(blocking(move || copy::copy(&r).map_err(|e| Failure::internal(&e))).await)
+    }
+
+    async fn get_metrics(&self, _: &TtrpcContext, _: pb::GetMetricsRequest) -> Answer<pb::Metrics> {
+        let metrics = blocking(|| Ok(metrics::page())).await?;
+        Ok(pb::Metrics { metrics, ..Default::default() })
     }
 
     async fn get_oom_event(&self, _: &TtrpcContext, _: pb::GetOOMEventRequest) -> Answer<pb::OOMEvent> {
