@@ -26,6 +26,7 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-metrics", Side::Shared, 1),
     ("kata-proto", Side::Shared, 2),
     ("kata-config", Side::Host, 3),
+    ("kata-http", Side::Host, 3),
     ("kata-vmm", Side::Host, 3),
     ("kata-vmm-qemu", Side::Host, 4),
     ("kata-storage", Side::Host, 4),
