@@ -41,8 +41,9 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-guest", Side::Guest, 4),
     ("kata-agent", Side::Guest, 5),
     ("kata-testkit", Side::Test, 10),
-    ("kata-system-tests", Side::Test, 11),
-    ("xtask", Side::Test, 11),
+    ("kata-testkit-cri", Side::Test, 11),
+    ("kata-system-tests", Side::Test, 12),
+    ("xtask", Side::Test, 12),
 ];
 
 #[derive(Deserialize)]

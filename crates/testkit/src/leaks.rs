@@ -1,7 +1,7 @@
 //! The leak checker: what was on the host before a test, and what is there after it that was not.
 //!
-//! Processes of ours and of engines, mounts, network namespaces and interfaces, cgroups of every hierarchy, unix
-//! sockets, and files where sandboxes and tests keep theirs. It looks at the whole host, not at what the product
+//! Processes of ours and of engines, mounts, network namespaces and interfaces, rules of CNI plugins, cgroups of every
+//! hierarchy, unix sockets, and files where sandboxes and tests keep theirs. It looks at the whole host, not at what the product
 //! recorded of itself: what the product forgets is what it must find.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+mod firewall;
 mod host;
 mod pool;
 
@@ -32,6 +33,8 @@ pub enum Kind {
     Socket,
     /// A file or directory.
     File,
+    /// A chain or a rule of the firewall.
+    Firewall,
 }
 
 /// Everything that was there at one moment. How many times, because one place can be mounted over twice.

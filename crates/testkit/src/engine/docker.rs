@@ -53,7 +53,7 @@ impl Docker {
         ]);
         let kata = match release {
             Release::Distribution => serde_json::json!({ "path": stage().join("bin/kata-runtime") }),
-            Release::Newer => serde_json::json!({ "runtimeType": super::RUNTIME }),
+            Release::Newer => serde_json::json!({ "runtimeType": super::containerd::RUNTIME }),
         };
         let config = serde_json::json!({ "runtimes": { "kata": kata } }).to_string();
         std::fs::write(at("daemon.json"), config).unwrap_or_else(|e| panic!("{}: {e}", at("daemon.json").display()));

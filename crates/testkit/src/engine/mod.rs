@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub use containerd::{Containerd, RUNTIME};
+pub use containerd::{Containerd, RUNTIME as CONTAINERD_RUNTIME};
 pub use docker::Docker;
 pub use podman::Podman;
 pub use release::Release;
@@ -28,31 +28,40 @@ const READY: Duration = Duration::from_secs(30);
 const STOPS: Duration = Duration::from_secs(15);
 
 /// A PATH in which an engine finds the installation under test first.
-fn path() -> String {
+pub fn path() -> String {
     format!("{}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", stage().display())
 }
 
 /// A daemon in the background. Told to end on drop, and killed if it does not.
-struct Daemon {
+pub struct Daemon {
     name: &'static str,
     child: Child,
     log: PathBuf,
 }
 
 impl Daemon {
-    fn start(name: &'static str, mut command: Command, log: PathBuf) -> Daemon {
-        let file = File::create(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
+    /// Starts it; both its outputs go to the end of the file `log`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(name: &'static str, mut command: Command, log: PathBuf) -> Daemon {
+        let file =
+            File::options().create(true).append(true).open(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
         let twin = file.try_clone().unwrap_or_else(|e| panic!("{}: {e}", log.display()));
         let child = command.process_group(0).stdin(Stdio::null()).stdout(file).stderr(twin).spawn();
         Daemon { name, child: child.unwrap_or_else(|e| panic!("cannot start {name}: {e}")), log }
     }
 
-    fn log(&self) -> String {
+    /// What it has logged.
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Waits until it answers.
-    fn ready(&mut self, mut answers: impl FnMut() -> bool) {
+    ///
+    /// # Panics
+    /// When it does not in time, or ends.
+    pub fn ready(&mut self, mut answers: impl FnMut() -> bool) {
         let start = Instant::now();
         while !answers() {
             let ended = self.child.try_wait().ok().flatten();
@@ -60,6 +69,13 @@ impl Daemon {
             assert!(start.elapsed() < READY, "{} does not answer; its log: {}", self.name, self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Kills it, as a crash would end it.
+    pub fn kill(mut self) {
+        // Gone already is as good.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 
     fn signal(&self, signal: Signal) {
@@ -70,7 +86,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.signal(Signal::SIGTERM);
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::SIGTERM);
+        }
         let start = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
             if start.elapsed() > STOPS {
@@ -93,7 +111,7 @@ impl Drop for Daemon {
 
 /// Unmounts everything below an engine's directory that it left mounted. Engines keep some of their mounts for their
 /// next start; there is none.
-fn unmount_below(dir: &Path) {
+pub fn unmount_below(dir: &Path) {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points: Vec<&Path> = text.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new).collect();
     for point in points.iter().rev().filter(|point| point.starts_with(dir)) {
@@ -105,10 +123,11 @@ fn unmount_below(dir: &Path) {
 
 /// A cgroup, in every hierarchy, below which an engine puts those of its containers. Made before the leak checker
 /// looks for the first time, and removed at the end if it is empty: an engine leaves it behind with any runtime.
-struct CgroupParent(String);
+pub struct CgroupParent(pub String);
 
 impl CgroupParent {
-    fn dirs(&self) -> Vec<PathBuf> {
+    /// It in every hierarchy.
+    pub fn dirs(&self) -> Vec<PathBuf> {
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mounts = text.lines().filter(|line| line.contains(" - cgroup"));
         mounts.filter_map(|line| line.split(' ').nth(4)).map(|point| Path::new(point).join(&self.0)).collect()

@@ -6,10 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::pool::Pool;
-use super::{Kind, walk};
+use super::{Kind, firewall, walk};
 
 /// Where sandboxes, and the containers of the command line, have their state.
 const OURS: [&str; 2] = ["/run/kata", "/run/kata-containers"];
+/// Where network namespaces have names, and CNI plugins keep what they gave to a container.
+const NETWORKS: [&str; 3] = ["/run/netns", "/var/lib/cni/results", "/var/lib/cni/networks"];
 /// What stays there on purpose: the accelerator's verdict and the counter's frequency of this boot, the
 /// lock on uids, digests of files, templates,
 /// the factory's log.
@@ -60,10 +62,12 @@ pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String, String)) {
     for name in interfaces() {
         found(Kind::Interface, name, String::new());
     }
+    firewall::look(|rule| found(Kind::Firewall, rule, String::new()));
     for dir in cgroups(&mounts) {
         found(Kind::Cgroup, dir, String::new());
     }
-    let places: Vec<&Path> = OURS.iter().map(Path::new).chain(roots.iter().map(PathBuf::as_path)).collect();
+    let places: Vec<&Path> =
+        OURS.iter().chain(&NETWORKS).map(Path::new).chain(roots.iter().map(PathBuf::as_path)).collect();
     for path in
         sockets().into_iter().filter(|path| !Pool::has_path(path) && places.iter().any(|place| path.starts_with(place)))
     {
