@@ -32,5 +32,6 @@ mod sandbox;
 mod service;
 mod storage;
 mod transport;
+mod watched;
 
 pub use run::main;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::oom::Oom;
 use crate::params::Params;
 use crate::process::Wanted;
 use crate::storage::Storages;
+use crate::watched;
 
 /// Everything that lives in this guest.
 pub struct Guest {
@@ -30,6 +32,7 @@ pub struct Guest {
     pub oom: Oom,
     context: Context,
     storages: Arc<Storages>,
+    polling: Arc<AtomicBool>,
     containers: Mutex<HashMap<String, Slot>>,
     sandbox: tokio::sync::Mutex<Option<Sandbox>>,
 }
@@ -72,6 +75,7 @@ impl Guest {
             oom,
             context,
             storages: Arc::new(storages),
+            polling: Arc::default(),
             containers: Mutex::default(),
             sandbox: tokio::sync::Mutex::default(),
         }
@@ -147,7 +151,11 @@ impl Guest {
         if let Some(mut there) = sandbox.take() {
             let storages = self.storages.clone();
             let points = std::mem::take(&mut there.storages);
-            let released = blocking(move || storages.release(&points).map_err(|e| Failure::internal(&e))).await;
+            let released = blocking(move || {
+                let kept = storages.release_kept();
+                storages.release(&points).and(kept).map_err(|e| Failure::internal(&e))
+            })
+            .await;
             result = result.and(released);
         }
         // What is unmounted is written back by that. The rest is memory, where there is no disk.
@@ -219,6 +227,7 @@ impl Guest {
             let all = self.storages.clone();
             blocking(move || all.add_all(&storages).map_err(|e| Failure::internal(&e))).await?
         };
+        self.poll_volumes();
         let made = Container::create(id, spec, wanted, points.clone(), self.context.clone()).await;
         match made {
             Ok(container) => {
@@ -230,6 +239,40 @@ impl Guest {
                 Err(e)
             }
         }
+    }
+
+    /// Looks every second at the volumes whose host does not tell, as long as there are any.
+    fn poll_volumes(&self) {
+        if !self.storages.volumes.has_polled() || self.polling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (storages, polling) = (self.storages.clone(), self.polling.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(watched::POLL).await;
+                let all = storages.clone();
+                let more = blocking(move || {
+                    all.volumes.poll();
+                    Ok(())
+                });
+                if let Err(e) = more.await {
+                    log::error!("volumes are not looked at: {e}");
+                }
+                if !storages.volumes.has_polled() {
+                    polling.store(false, Ordering::Release);
+                    // One may have come between the look and the store.
+                    if !storages.volumes.has_polled() || polling.swap(true, Ordering::AcqRel) {
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    /// What the host says has changed of storages.
+    pub async fn update_storages(&self, storages: Vec<Storage>) -> Result<(), Failure> {
+        let all = self.storages.clone();
+        blocking(move || all.update(&storages).map_err(|e| Failure::internal(&e))).await
     }
 
     fn watch_memory(&self, id: &str, container: &Container) {

@@ -47,12 +47,15 @@ const CALLS: &[&str] = &[
     "StatsContainer",
     "TtyWinResize",
     "UpdateContainer",
+    "UpdateEphemeralMounts",
     "WaitProcess",
     "WriteStdin",
 ];
 
 /// Told in GetGuestDetails: stdio travels in streams of its own (`kata_proto::channel`).
 const STREAMS_FEATURE: &str = "kata-rs.streams";
+/// UpdateEphemeralMounts takes storages of driver "watchable-bind", and looks at them again.
+const WATCH_FEATURE: &str = "kata-rs.watch";
 
 /// The services for a ttrpc server.
 pub fn services(guest: Arc<Guest>) -> [HashMap<String, Service>; 2] {
@@ -214,6 +217,11 @@ impl AgentService for Agent {
         Ok(pb::ListProcessesResponse { process_list, ..Default::default() })
     }
 
+    async fn update_ephemeral_mounts(&self, _: &TtrpcContext, r: pb::UpdateEphemeralMountsRequest) -> Answer<Empty> {
+        let guest = self.0.clone();
+        done(finish(async move { guest.update_storages(r.storages).await }).await)
+    }
+
     /// `nb_cpus` more CPUs, the lowest numbers first; unless `cpu_only`, all memory.
     async fn online_cpu_mem(&self, _: &TtrpcContext, r: pb::OnlineCPUMemRequest) -> Answer<Empty> {
         self.own_machine("bringing CPUs and memory on line")?;
@@ -250,7 +258,7 @@ impl AgentService for Agent {
             init_daemon: self.0.owns_machine,
             storage_handlers: storage::DRIVERS.iter().map(|d| (*d).to_owned()).collect(),
             supports_seccomp: engine::SECCOMP,
-            extra_features: vec![STREAMS_FEATURE.to_owned()],
+            extra_features: vec![STREAMS_FEATURE.to_owned(), WATCH_FEATURE.to_owned()],
             ..Default::default()
         };
         Ok(pb::GuestDetailsResponse {

@@ -1,6 +1,7 @@
 //! What the host asks to have mounted in the guest before a container or the sandbox uses it.
 //!
-//! Several containers may name the same mount point; it is mounted once and unmounted when the last of them goes.
+//! Several containers may name the same mount point; it is mounted once and unmounted when the last of them goes. What is
+//! marked as shared stays until the sandbox ends: a container that is made again finds its files.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,8 +16,13 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 
+use crate::watched::{self, MirrorError, ScanError, Volumes};
+
 /// The drivers that [`Storages::add`] knows, by the names that requests use.
-pub const DRIVERS: &[&str] = &["virtio-fs", "virtiofs", "ephemeral", "local", "bind", "overlayfs"];
+pub const DRIVERS: &[&str] = &["virtio-fs", "virtiofs", "ephemeral", "local", "bind", "overlayfs", WATCHABLE];
+
+/// The driver of volumes whose changes are followed.
+pub const WATCHABLE: &str = "watchable-bind";
 
 /// Where the kernel lists the virtio-fs devices that it has.
 const VIRTIOFS_DEVICES: &str = "/sys/bus/virtio/drivers/virtiofs";
@@ -70,6 +76,14 @@ pub enum StorageError {
         /// How long we looked.
         waited: Duration,
     },
+    /// A volume that is to be followed.
+    #[error("cannot copy the volume for {path}")]
+    Copy {
+        /// Where to.
+        path: PathBuf,
+        /// Why not.
+        source: MirrorError,
+    },
     /// umount(2) refused.
     #[error("cannot unmount {path}")]
     Unmount {
@@ -94,6 +108,10 @@ struct Used {
 /// All storages of the guest.
 pub struct Storages {
     used: Mutex<HashMap<PathBuf, Used>>,
+    /// Those that stay until the sandbox ends.
+    kept: Mutex<Vec<PathBuf>>,
+    /// Those that are followed.
+    pub volumes: Volumes,
     hotplug: Duration,
     /// An agent that is an ordinary process has no virtio-fs: this directory stands for each share.
     stand_in: Option<OwnedFd>,
@@ -143,7 +161,7 @@ impl Options {
 impl Storages {
     /// `hotplug`: how long a device may take to appear. `stand_in`: a directory in place of every virtio-fs share.
     pub fn new(hotplug: Duration, stand_in: Option<OwnedFd>) -> Self {
-        Storages { used: Mutex::default(), hotplug, stand_in }
+        Storages { used: Mutex::default(), kept: Mutex::default(), volumes: Volumes::default(), hotplug, stand_in }
     }
 
     fn used(&self) -> MutexGuard<'_, HashMap<PathBuf, Used>> {
@@ -190,6 +208,7 @@ impl Storages {
             "ephemeral" => ephemeral(storage, &point)?,
             "local" => local(storage, &point)?,
             "bind" => bind(storage, &point)?,
+            WATCHABLE => self.watchable(storage, &point)?,
             "overlayfs" => {
                 prepare(&point)?;
                 mount_at("overlay", "overlay", &point, &Options::parse(&storage.options))?;
@@ -208,9 +227,22 @@ impl Storages {
                 drop(used);
                 unmake(&point, made)?;
             }
+            None if storage.shared => {
+                used.insert(point.clone(), Used { made, users: 2 });
+                self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(point.clone());
+            }
             None => drop(used.insert(point.clone(), Used { made, users: 1 })),
         }
         Ok(point)
+    }
+
+    /// Gives up the sandbox's own use of what containers share. Blocks.
+    ///
+    /// # Errors
+    /// The first [`StorageError`].
+    pub fn release_kept(&self) -> Result<(), StorageError> {
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        self.release(&kept)
     }
 
     /// Gives up one use of each mount point, the latest first; what nobody uses any more is unmounted. Blocks.
@@ -229,11 +261,76 @@ impl Storages {
                 }
                 used.remove(point).map(|u| u.made)
             };
+            self.volumes.forget(point);
             if let Some(made) = made {
                 result = result.and(unmake(point, made));
             }
         }
         result
+    }
+
+    /// A copy that follows its original; of what is too large for that, the original itself.
+    fn watchable(&self, storage: &Storage, point: &Path) -> Result<Made, StorageError> {
+        let source = Path::new(&storage.source);
+        let at = |source_error| StorageError::Prepare { path: source.to_owned(), source: source_error };
+        let meta = fs::metadata(source).map_err(at)?;
+        if !meta.is_dir() {
+            return bind(storage, point);
+        }
+        prepare(point)?;
+        let data = format!("size={},nr_inodes={},mode=755", watched::COPY_BYTES, watched::COPY_INODES);
+        let flags = (MsFlags::MS_NOSUID | MsFlags::MS_NODEV).bits();
+        mount_at("tmpfs", "tmpfs", point, &Options { flags, data })?;
+        let polled = !storage.driver_options.iter().any(|o| o == watched::TOLD);
+        let copied = self.volumes.add(source, point, polled);
+        if copied.is_err() {
+            // Nobody has seen it; the error that is told is the copy's.
+            let _ = umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        }
+        match copied {
+            Ok(()) => Ok(Made::Mount),
+            Err(MirrorError::Scan(why @ (ScanError::TooMuch | ScanError::Kind(_)))) => {
+                log::warn!("changes of the volume at {} wake nobody who watches it: {why}", point.display());
+                let options =
+                    if storage.options.is_empty() { vec!["bind".to_owned()] } else { storage.options.clone() };
+                bind(&Storage { options, ..storage.clone() }, point)
+            }
+            Err(source) => Err(StorageError::Copy { path: point.to_owned(), source }),
+        }
+    }
+
+    /// The host says that these have changed: volumes that are followed are looked at, and tmpfs get the size that is
+    /// given. Blocks.
+    ///
+    /// # Errors
+    /// The first [`StorageError`]; the others are seen to nevertheless.
+    pub fn update(&self, storages: &[Storage]) -> Result<(), StorageError> {
+        let mut result = Ok(());
+        for storage in storages {
+            result = result.and(self.update_one(storage));
+        }
+        result
+    }
+
+    fn update_one(&self, storage: &Storage) -> Result<(), StorageError> {
+        let point = PathBuf::from(&storage.mount_point);
+        let invalid =
+            |what: &str| StorageError::Invalid { mount_point: storage.mount_point.clone(), what: what.to_owned() };
+        if !self.used().contains_key(&point) {
+            return Err(invalid("it is not mounted"));
+        }
+        match storage.driver.as_str() {
+            // One that was too large to be followed is its original.
+            WATCHABLE => {
+                self.volumes.changed(&point).map(drop).map_err(|source| StorageError::Copy { path: point, source })
+            }
+            "ephemeral" => {
+                let options = Options::parse(&storage.options);
+                let flags = (options.flags() | MsFlags::MS_REMOUNT).bits();
+                mount_at("tmpfs", "tmpfs", &point, &Options { flags, data: options.data })
+            }
+            other => Err(invalid(&format!("a mount of driver {other} cannot be changed"))),
+        }
     }
 
     fn virtiofs(&self, storage: &Storage, point: &Path) -> Result<Made, StorageError> {
@@ -417,5 +514,33 @@ mod tests {
         assert!(point.exists());
         all.release(&second).unwrap();
         assert!(!point.exists());
+    }
+
+    #[test]
+    fn what_containers_share_stays_until_the_sandbox_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join("a");
+        let all = Storages::new(Duration::ZERO, None);
+        let s = Storage {
+            driver: "local".into(),
+            mount_point: point.to_str().unwrap().into(),
+            shared: true,
+            ..Default::default()
+        };
+        for _ in 0..2 {
+            let used = all.add_all(std::slice::from_ref(&s)).unwrap();
+            fs::write(point.join("x"), "").unwrap();
+            all.release(&used).unwrap();
+            assert!(point.join("x").exists());
+        }
+        all.release_kept().unwrap();
+        assert!(!point.exists());
+    }
+
+    #[test]
+    fn only_what_is_mounted_and_can_be_changed_is_updated() {
+        let all = Storages::new(Duration::ZERO, None);
+        let s = Storage { driver: WATCHABLE.into(), mount_point: "/run/nowhere".into(), ..Default::default() };
+        assert!(matches!(all.update(&[s]), Err(StorageError::Invalid { .. })));
     }
 }
