@@ -1,5 +1,6 @@
 //! A running QEMU.
 
+mod disks;
 mod nic;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use kata_vmm::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::command::{ROOT_PORTS, port, port_path};
+use crate::command::{ROOT_PORTS, port};
 use crate::qmp::{Qmp, QmpError, wait_event};
 use crate::uid::UidLock;
 
@@ -134,6 +135,7 @@ pub(crate) struct QemuVm {
     vcpus: u32,
     max_vcpus: u32,
     devices: BTreeMap<DeviceId, Plugged>,
+    scsi: disks::Scsi,
     _agent_file: SocketFile,
     _uid: Option<UidLock>,
 }
@@ -170,6 +172,7 @@ impl QemuVm {
             vcpus: spec.vcpus,
             max_vcpus: spec.max_vcpus,
             devices: BTreeMap::new(),
+            scsi: disks::Scsi::default(),
             _agent_file: agent_file,
             _uid: uid,
         }
@@ -203,12 +206,15 @@ impl QemuVm {
 
     /// The first root port without a device.
     fn free_port(&self, id: &DeviceId) -> Result<usize, DeviceError> {
-        if self.devices.contains_key(id) {
+        if self.devices.contains_key(id) || self.scsi.has(id) {
             return Err(DeviceError::Id { id: id.0.clone(), reason: "is taken".to_owned() });
         }
-        (0..MEMORY_PORT)
-            .find(|port| self.devices.values().all(|d| d.port != *port))
-            .ok_or_else(|| DeviceError::NoSlot(id.0.clone()))
+        self.free_ports().next().ok_or_else(|| DeviceError::NoSlot(id.0.clone()))
+    }
+
+    fn free_ports(&self) -> impl Iterator<Item = usize> {
+        let taken = |port| self.scsi.port() == Some(port) || self.devices.values().any(|d| d.port == port);
+        (0..MEMORY_PORT).filter(move |port| !taken(*port))
     }
 
     async fn plug_fs(&mut self, id: DeviceId, tag: String, socket: OwnedFd) -> Result<GuestAddr, DeviceError> {
@@ -240,40 +246,6 @@ impl QemuVm {
         }
         self.devices.insert(id, Plugged { port: index, backend: Backend::Chardev });
         Ok(GuestAddr::FsTag(tag))
-    }
-
-    async fn plug_block(&mut self, id: DeviceId, file: OwnedFd, read_only: bool) -> Result<GuestAddr, DeviceError> {
-        let index = self.free_port(&id)?;
-        if id.0.len() > 20 {
-            let reason = "is too long for a disk's serial number (20 bytes)".to_owned();
-            return Err(DeviceError::Id { id: id.0, reason });
-        }
-        let operation = format!("plug the disk {}", id.0);
-        let refused = |reason: String| DeviceError::Refused { operation: operation.clone(), reason };
-        let kind = rustix::fs::fstat(&file).map_err(|e| refused(e.to_string()))?.st_mode;
-        let driver = if rustix::fs::FileType::from_raw_mode(kind).is_block_device() { "host_device" } else { "file" };
-        let file = with_access(file, read_only).map_err(|e| refused(e.to_string()))?;
-        let added = self.command(&operation, "add-fd", Value::Null, Some(&file)).await?;
-        let fdset = added["fdset-id"].as_u64().ok_or_else(|| refused("add-fd gave no set".to_owned()))?;
-        let node = node_name(&id);
-        let blockdev = json!({
-            "node-name": node, "driver": "raw", "read-only": read_only, "discard": "unmap",
-            "file": { "driver": driver, "filename": format!("/dev/fdset/{fdset}"), "read-only": read_only },
-        });
-        if let Err(e) = self.command(&operation, "blockdev-add", blockdev, None).await {
-            self.undo("remove-fd", json!({ "fdset-id": fdset })).await;
-            return Err(e);
-        }
-        let device = json!({
-            "driver": "virtio-blk-pci", "id": device_name(&id), "bus": port(index), "drive": node, "serial": id.0,
-        });
-        if let Err(e) = self.command(&operation, "device_add", device, None).await {
-            self.undo("blockdev-del", json!({ "node-name": node })).await;
-            self.undo("remove-fd", json!({ "fdset-id": fdset })).await;
-            return Err(e);
-        }
-        self.devices.insert(id, Plugged { port: index, backend: Backend::Block { fdset } });
-        Ok(GuestAddr::Pci(port_path(index)))
     }
 
     /// Waits until a device that was told to go has gone.
@@ -367,28 +339,9 @@ impl QemuVm {
     }
 }
 
-/// The file opened just as far as the guest may go: QEMU takes a descriptor only if its access mode is the wanted one.
-fn with_access(file: OwnedFd, read_only: bool) -> io::Result<OwnedFd> {
-    use rustix::fs::OFlags;
-    let mode = rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE;
-    match (read_only, mode) {
-        (false, OFlags::RDWR) | (true, OFlags::RDONLY) => Ok(file),
-        (true, OFlags::RDWR) => {
-            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-            Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?)
-        }
-        _ => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is not opened for reading and writing")),
-    }
-}
-
 /// Device names in QEMU, apart from those of the machine's own.
 fn device_name(id: &DeviceId) -> String {
     format!("dev-{}", id.0)
-}
-
-fn node_name(id: &DeviceId) -> String {
-    // Node names are limited to 31 bytes; ids of disks to 20.
-    format!("node-{}", id.0)
 }
 
 /// Letters, digits, '-'; begins with a letter; not longer than QEMU takes.
@@ -439,6 +392,9 @@ impl Vm for QemuVm {
     }
 
     async fn detach(&mut self, id: &DeviceId) -> Result<(), DeviceError> {
+        if self.scsi.has(id) {
+            return self.unplug_scsi_disk(id).await;
+        }
         let Some(backend) = self.devices.get(id).map(|d| d.backend) else {
             return Err(DeviceError::Id { id: id.0.clone(), reason: "is not plugged".to_owned() });
         };
@@ -451,8 +407,7 @@ impl Vm for QemuVm {
                 self.command(&operation, "chardev-remove", chardev, None).await?;
             }
             Backend::Block { fdset } => {
-                self.command(&operation, "blockdev-del", json!({ "node-name": node_name(id) }), None).await?;
-                self.command(&operation, "remove-fd", json!({ "fdset-id": fdset }), None).await?;
+                self.close_image(&operation, id, fdset).await?;
             }
             Backend::Net => {
                 self.command(&operation, "netdev_del", json!({ "id": nic::netdev(id) }), None).await?;
@@ -539,6 +494,5 @@ mod tests {
         }
         assert!(check_id(&DeviceId("share".to_owned())).is_ok());
         assert!(check_id(&DeviceId("a".repeat(65))).is_err());
-        assert!(node_name(&DeviceId("x".repeat(20))).len() <= 31);
     }
 }

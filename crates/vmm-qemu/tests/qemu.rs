@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             ("what_a_crash_left_is_cleaned_up", what_a_crash_left_is_cleaned_up),
             ("pauses_and_resumes", pauses_and_resumes),
             ("disks_come_and_go", disks_come_and_go),
+            ("many_disks_fit", many_disks_fit),
             ("network_cards_come_and_go", network_cards_come_and_go),
             ("devices_plugged_before_it_runs_are_found", devices_plugged_before_it_runs_are_found),
             ("memory_grows_and_shrinks", memory_grows_and_shrinks),
@@ -283,23 +284,60 @@ fn disks_come_and_go() {
             assert_eq!(vm.attach(disk(true)).await.unwrap(), GuestAddr::Pci("02/00".to_owned()));
             shell.until_ok("test -e /sys/block/vda", BOOT);
             assert_eq!(shell.ok("cat /sys/block/vda/ro").trim(), "1");
+        },
+    );
+}
 
-            // Until no slot is left; one is kept for memory.
-            for n in 2..=7 {
-                let more = Device::Block {
-                    id: DeviceId(format!("more-{n}")),
-                    file: tempfile::tempfile().unwrap().into(),
-                    read_only: false,
+/// Disks leave root ports to others: the fourth and all further ones are behind a SCSI controller.
+fn many_disks_fit() {
+    with_guest(
+        |_| {},
+        async |vm, mut shell| {
+            let id = |n| DeviceId(format!("disk-{n}"));
+            let mut images = Vec::new();
+            for n in 1..=20 {
+                let image = tempfile::tempfile().unwrap();
+                image.set_len(1 << 20).unwrap();
+                image.write_at(format!("content of disk {n:02}").as_bytes(), 0).unwrap();
+                let file = image.try_clone().unwrap().into();
+                let at = vm.attach(Device::Block { id: id(n), file, read_only: n == 20 }).await.unwrap();
+                let wanted = match n {
+                    1..=3 => GuestAddr::Pci(format!("{:02x}/00", n + 1)),
+                    _ => GuestAddr::Scsi { target: 0, lun: n - 4 },
                 };
-                vm.attach(more).await.unwrap();
+                assert_eq!(at, wanted);
+                images.push(image);
             }
-            let more = Device::Block {
-                id: DeviceId("x".into()),
-                file: tempfile::tempfile().unwrap().into(),
-                read_only: false,
-            };
-            let e = vm.attach(more).await.unwrap_err();
-            assert!(matches!(e, DeviceError::NoSlot(_)), "{e}");
+            let path = |lun| format!("/sys/bus/scsi/devices/*:0:0:{lun}/block");
+            for lun in [0, 9, 16] {
+                let name = shell.until_ok(&format!("ls {}", path(lun)), BOOT);
+                let name = name.trim();
+                let said = shell.until_ok(&format!("head -c 18 /dev/{name} && echo"), BOOT);
+                assert_eq!(said, format!("content of disk {:02}\n", lun + 4));
+                let read_only = shell.ok(&format!("cat /sys/block/{name}/ro"));
+                assert_eq!(read_only.trim() == "1", lun == 16, "{name}");
+            }
+            vm.detach(&id(5)).await.unwrap();
+            shell.until_ok(&format!("! ls -d {}", path(1)), BOOT);
+            // Its place and its name are free again; ports are left for others.
+            let again = Device::Block { id: id(5), file: images[4].try_clone().unwrap().into(), read_only: false };
+            assert_eq!(vm.attach(again).await.unwrap(), GuestAddr::Scsi { target: 0, lun: 1 });
+            shell.until_ok(&format!("ls -d {}", path(1)), BOOT);
+            let e = vm
+                .attach(Device::Block { id: id(7), file: images[6].try_clone().unwrap().into(), read_only: false })
+                .await
+                .unwrap_err();
+            assert!(matches!(e, DeviceError::Id { .. }), "{e}");
+            for n in 1..=3u8 {
+                let queues = tap(&format!("10.9.{n}.1/24"), 1);
+                vm.attach(Device::Nic { id: DeviceId(format!("nic-{n}")), mac: MacAddr([2, 0, 0, 0, 0, n]), queues })
+                    .await
+                    .unwrap();
+            }
+            let queues = tap("10.9.4.1/24", 1);
+            let card = Device::Nic { id: DeviceId("nic-4".into()), mac: MacAddr([2, 0, 0, 0, 0, 4]), queues };
+            let e = vm.attach(card).await.unwrap_err();
+            assert!(matches!(e, DeviceError::NoSlot(_)), "one port is kept for memory: {e}");
         },
     );
 }
@@ -385,7 +423,7 @@ fn devices_plugged_before_it_runs_are_found() {
         assert!(vm.console().tail().is_empty(), "it does not run yet");
         vm.resume().await.unwrap();
         let mut shell = connect(&*vm).await;
-        shell.ok("test $(ls -d /sys/block/vd? | wc -l) = 7");
+        shell.until_ok("test $(ls -d /sys/block/vd? /sys/block/sd? | wc -l) = 7", BOOT);
         vm.stop(Stop::Quit, soon()).await;
     });
 }

@@ -164,6 +164,13 @@ pub struct NicQueue {
 pub enum GuestAddr {
     /// PCI path in upstream's form: slots from the root, two hex digits each, "02/00".
     Pci(String),
+    /// A disk behind the SCSI controller.
+    Scsi {
+        /// Its target.
+        target: u32,
+        /// Its logical unit.
+        lun: u32,
+    },
     /// The tag to mount.
     FsTag(String),
 }
