@@ -11,6 +11,7 @@ mod attach;
 mod boot;
 mod container;
 mod copy;
+mod devices;
 mod engine;
 mod failure;
 mod fdio;

@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kata_proto::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, KernelModule, Storage};
+use kata_proto::agent::{
+    CreateContainerRequest, CreateSandboxRequest, Device, ExecProcessRequest, KernelModule, Storage,
+};
 use kata_types::{ContainerId, ExecId, GUEST_SANDBOX_DIR, SandboxId};
 use protobuf::MessageField;
 use tokio::task::AbortHandle;
 
 use crate::container::{Container, Context, blocking};
+use crate::devices;
 use crate::failure::Failure;
 use crate::inodes;
 use crate::oom::Oom;
@@ -177,9 +180,6 @@ impl Guest {
             return Err(Failure::Invalid("the exec id of a container's first process must be empty or its own".into()));
         }
         let refuse = |what: &str| Err(Failure::Unsupported(format!("{what} of container {id}")));
-        if !request.devices.is_empty() {
-            return refuse("passed devices");
-        }
         if !request.shared_mounts.is_empty() {
             return refuse("mounts shared between containers");
         }
@@ -200,7 +200,7 @@ impl Guest {
             }
             containers.insert(id.clone(), Slot::Creating);
         }
-        let made = self.make_container(&id, request.storages, *spec, wanted).await;
+        let made = self.make_container(&id, request.storages, request.devices, *spec, wanted).await;
         let mut containers = self.containers();
         match made {
             Ok(container) => {
@@ -218,9 +218,19 @@ impl Guest {
         &self,
         id: &str,
         storages: Vec<Storage>,
-        spec: kata_proto::oci::Spec,
+        passed: Vec<Device>,
+        mut spec: kata_proto::oci::Spec,
         wanted: Wanted,
     ) -> Result<Arc<Container>, Failure> {
+        if !passed.is_empty() {
+            let limit = self.hotplug_timeout();
+            spec = blocking(move || {
+                let found = passed.iter().map(|d| devices::find(d, limit)).collect::<Result<Vec<_>, _>>();
+                let done = found.and_then(|found| devices::apply(&mut spec, &passed, &found));
+                done.map(|()| spec).map_err(|e| Failure::internal(&e))
+            })
+            .await?;
+        }
         let points = if storages.is_empty() {
             Vec::new()
         } else {

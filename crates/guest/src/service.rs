@@ -20,7 +20,7 @@ use crate::container::blocking;
 use crate::failure::Failure;
 use crate::identity;
 use crate::sandbox::Guest;
-use crate::{copy, engine, hotplug, metrics, procfs, storage};
+use crate::{copy, devices, engine, hotplug, metrics, procfs, storage};
 
 /// The calls that are answered; ttrpc answers UNIMPLEMENTED with the name to all others.
 const CALLS: &[&str] = &[
@@ -256,6 +256,7 @@ impl AgentService for Agent {
         let agent = pb::AgentDetails {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             init_daemon: self.0.owns_machine,
+            device_handlers: devices::HANDLERS.iter().map(|d| (*d).to_owned()).collect(),
             storage_handlers: storage::DRIVERS.iter().map(|d| (*d).to_owned()).collect(),
             supports_seccomp: engine::SECCOMP,
             extra_features: vec![STREAMS_FEATURE.to_owned(), WATCH_FEATURE.to_owned()],
