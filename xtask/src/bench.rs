@@ -9,6 +9,7 @@ mod contender;
 mod difference;
 mod engine;
 mod fs;
+mod given_back;
 mod idle;
 mod kata;
 mod memory;
@@ -223,6 +224,10 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
         found.text.push(memory.markdown());
         found.checks.extend(promises::of_memory(&memory));
         found.raw.insert("memory".into(), memory.json());
+        let back = run::step("memory given back", || given_back::measure(ground, build, &contenders))?;
+        found.text.push(back.line());
+        found.checks.push(back.check());
+        found.raw.insert("given_back".into(), back.json());
         let agent = run::step("measuring the agent", || agent::pss_kib(&build.prefix, &ground.rootfs, ground.work))?;
         found.text.push(format!(
             "agent, in the guest: {:.1} MB PSS (of the guest's memory, counted above)",
