@@ -8,10 +8,11 @@ mod calls;
 mod connect;
 mod mux;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 
 pub use calls::{CallError, Calls};
@@ -84,6 +85,19 @@ impl AgentClient {
     /// [`ConnectError`] when the connection is over.
     pub async fn log(&self) -> Result<AgentStream, ConnectError> {
         self.streams.open(&kata_proto::channel::StreamHeader::Log).await
+    }
+
+    /// Has the guest connect to one of its own addresses; the stream is that connection. `None`: nobody answers there.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the connection to the agent is over, or ends meanwhile.
+    pub async fn dial(&self, to: SocketAddr) -> Result<Option<AgentStream>, ConnectError> {
+        let mut stream = self.streams.open(&kata_proto::channel::StreamHeader::Dial { to }).await?;
+        match stream.read_u8().await {
+            Ok(kata_proto::channel::DIALLED) => Ok(Some(stream)),
+            Ok(_) => Ok(None),
+            Err(_) => Err(ConnectError::Closed),
+        }
     }
 
     /// Becomes true when the connection is over, for whatever reason; never missed.

@@ -18,6 +18,7 @@
 //!
 //! READY closes the phase in which late ACKs may still be under way, so no frame can fall into yamux.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -160,6 +161,9 @@ impl Stdio {
     }
 }
 
+/// The kind of a [`StreamHeader::Dial`]; some are kept free before it.
+const DIAL: u8 = 8;
+
 /// What a stream is for; the first bytes of each stream. Layout: `'K'`, version 1, kind, 0, payload length
 /// (u16, big endian), payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +181,19 @@ pub enum StreamHeader {
     },
     /// The agent's log, guest to host: one JSON object a line, `{"level","target","msg", fields...}`.
     Log,
+    /// A TCP connection that the agent makes in the guest's network (port forwarding). Its first byte comes from the guest:
+    /// [`DIALLED`], or [`NOT_DIALLED`] and the end. Then it is the connection's, both ways.
+    Dial {
+        /// Whom to call. For an address of the loopback device the other family's is tried as well, as nothing tells for
+        /// which of them "localhost" stands.
+        to: SocketAddr,
+    },
 }
+
+/// The agent has the connection.
+pub const DIALLED: u8 = 1;
+/// Nobody answers there.
+pub const NOT_DIALLED: u8 = 0;
 
 /// Why a stream was refused.
 #[derive(Debug, Error)]
@@ -204,6 +220,14 @@ impl StreamHeader {
                 (1, p)
             }
             StreamHeader::Log => (2, Vec::new()),
+            StreamHeader::Dial { to } => {
+                let mut p = to.port().to_be_bytes().to_vec();
+                match to.ip() {
+                    IpAddr::V4(ip) => p.extend(ip.octets()),
+                    IpAddr::V6(ip) => p.extend(ip.octets()),
+                }
+                (DIAL, p)
+            }
         };
         let mut out = vec![b'K', 1, kind, 0];
         out.extend((payload.len() as u16).to_be_bytes());
@@ -241,6 +265,13 @@ impl StreamHeader {
                 let (container, rest) = take_string(rest)?;
                 let (exec, rest) = take_string(rest)?;
                 rest.is_empty().then_some(StreamHeader::Stdio { container, exec, stream })
+            }
+            (DIAL, [hi, lo, ip @ ..]) => {
+                let ip: IpAddr = match ip.len() {
+                    4 => <[u8; 4]>::try_from(ip).ok()?.into(),
+                    _ => <[u8; 16]>::try_from(ip).ok()?.into(),
+                };
+                Some(StreamHeader::Dial { to: (ip, u16::from_be_bytes([*hi, *lo])).into() })
             }
             _ => None,
         }
@@ -311,6 +342,8 @@ mod tests {
                 StreamHeader::Log,
                 StreamHeader::Stdio { container: "c1".into(), exec: String::new(), stream: Stdio::Out },
                 StreamHeader::Stdio { container: "c1".into(), exec: "e".into(), stream: Stdio::In },
+                StreamHeader::Dial { to: ([127, 0, 0, 1], 8080).into() },
+                StreamHeader::Dial { to: "[fd00::1]:443".parse().unwrap() },
             ] {
                 let mut bytes = h.encode();
                 bytes.extend(b"rest");
@@ -318,7 +351,12 @@ mod tests {
                 assert_eq!(StreamHeader::read(&mut io).await.unwrap(), h);
                 assert_eq!(io, b"rest");
             }
-            for bad in [&b"K\x01\x09\x00\x00\x00"[..], b"X\x01\x00\x00\x00\x00", b"K\x01\x01\x00\x00\x03\x00\x00\xff"] {
+            for bad in [
+                &b"K\x01\x09\x00\x00\x00"[..],
+                b"X\x01\x00\x00\x00\x00",
+                b"K\x01\x01\x00\x00\x03\x00\x00\xff",
+                b"K\x01\x08\x00\x00\x05\x00\x50\x7f\x00\x00",
+            ] {
                 let mut io = bad;
                 assert!(StreamHeader::read(&mut io).await.is_err(), "{bad:?}");
             }

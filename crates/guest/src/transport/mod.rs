@@ -5,8 +5,10 @@
 //! unix socket (tests) ─ handshake ── yamux ──┼─> StreamHeader ─> Rpc: the ttrpc server
 //! vsock 1028 ────────────────────────────────┘                   Stdio: a process's pump
 //! vsock 1024 ────────────────────────────────────────────────>   Log: the log
+//!                                                                Dial: a connection in the guest
 //! ```
 
+mod dial;
 pub mod mux;
 pub mod rpc;
 pub mod serial;
@@ -101,6 +103,7 @@ impl Dispatcher {
                 self.attachments.attach(&container, &exec, which, stream, session);
             }
             StreamHeader::Log => logger::stream_to(stream, session.over()).await,
+            StreamHeader::Dial { to } => dial::call(stream, to, session.over()).await,
         }
     }
 }
