@@ -30,6 +30,7 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-vmm", Side::Host, 3),
     ("kata-vmm-qemu", Side::Host, 4),
     ("kata-storage", Side::Host, 4),
+    ("kata-network", Side::Host, 4),
     ("kata-agent-client", Side::Host, 4),
     ("kata-sandbox", Side::Host, 5),
     ("kata-factory", Side::Host, 6),
