@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,6 +46,12 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) struct Channel(OwnedFd);
 
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Channel {
     /// Two connected ends, both close-on-exec.
     pub(crate) fn pair() -> Result<(Channel, Channel), Errno> {
@@ -63,7 +69,6 @@ impl Channel {
 
     /// Sends one message; never raises SIGPIPE.
     pub(crate) fn send(&self, message: &Message) -> Result<(), Errno> {
-        use std::os::fd::AsFd;
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         let mut body = Vec::new();
         match message {

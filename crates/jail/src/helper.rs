@@ -18,6 +18,7 @@ use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_paren
 
 use crate::channel::{Channel, Message};
 use crate::error::{JailError, Step, SysError};
+use crate::hold;
 use crate::job::{Job, Kind};
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, Program, terminal};
@@ -55,12 +56,14 @@ fn run() -> Result<(), ()> {
     let forked = match job.kind {
         Kind::Create => enter_new(&spec, &report),
         Kind::Exec => enter_existing(&job, &fds),
+        Kind::Hold => hold::enter(),
     };
     match forked.and_then(|()| fork_sibling().step(|| "forking the container's process".to_owned())) {
         Ok(Forked::Parent { pid, pidfd }) => {
             report.0.send(&Message::Process(pid, pidfd)).map_err(|_| ())?;
             Ok(())
         }
+        Ok(Forked::Child) if job.kind == Kind::Hold => hold::hold(&report.0).map_err(|e| fail(&report.0, e)),
         Ok(Forked::Child) => {
             let program = stage1(&job, &spec, fds, &report).map_err(|e| fail(&report.0, e))?;
             let e = wait_and_run(program, &report.0)?;
@@ -104,13 +107,14 @@ fn read_job(files: Vec<OwnedFd>) -> Result<(Job, Fds), JailError> {
     let job = Job::decode(&text)?;
     let cgroup_procs: Vec<OwnedFd> = files.by_ref().take(job.cgroup_files as usize).collect();
     let init = match job.kind {
-        Kind::Create => None,
+        Kind::Create | Kind::Hold => None,
         Kind::Exec => Some(files.next().ok_or_else(missing)?),
     };
-    let stdio = match (job.terminal, files.next(), files.next(), files.next()) {
-        (true, ..) => None,
-        (false, Some(a), Some(b), Some(c)) => Some([a, b, c]),
-        (false, ..) => return Err(missing()),
+    let needs_stdio = !job.terminal && job.kind != Kind::Hold;
+    let stdio = match (needs_stdio, files.next(), files.next(), files.next()) {
+        (false, ..) => None,
+        (true, Some(a), Some(b), Some(c)) => Some([a, b, c]),
+        (true, ..) => return Err(missing()),
     };
     Ok((job, Fds { cgroup_procs, init, stdio }))
 }
@@ -195,7 +199,7 @@ fn stage1(job: &Job, spec: &oci::Spec, fds: Fds, report: &Report) -> Result<Prog
             .step(|| "opening the container's root".to_owned())?;
             Some(give_terminal(&root, size, report)?)
         }
-        Kind::Exec => None,
+        Kind::Exec | Kind::Hold => None,
     };
     take_stdio(slave, fds.stdio, process.User.UID)?;
     process::become_process(process, report)

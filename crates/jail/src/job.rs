@@ -10,6 +10,12 @@ pub(crate) enum Kind {
     Create,
     /// Another process in a container.
     Exec,
+    /// The first process of a pid namespace that containers share; see [`crate::hold`].
+    Hold,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Create, Kind::Exec, Kind::Hold];
 }
 
 /// One job. The descriptors that belong to it come beside it, in the order of [`crate::launch::JobFds`].
@@ -40,7 +46,7 @@ impl Job {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.spec.len() + 256);
         let numbers = [
-            (self.kind == Kind::Exec) as u32,
+            self.kind as u32,
             self.terminal as u32,
             self.rows as u32,
             self.cols as u32,
@@ -68,7 +74,7 @@ impl Job {
             bytes = rest;
             Some(u32::from_ne_bytes(*n))
         };
-        let [exec, terminal, rows, cols, namespaces, cgroup_files] =
+        let [kind, terminal, rows, cols, namespaces, cgroup_files] =
             [number()?, number()?, number()?, number()?, number()?, number()?];
         let mut part = || -> Option<Vec<u8>> {
             let (n, rest) = bytes.split_first_chunk::<4>()?;
@@ -80,7 +86,7 @@ impl Job {
         let rootfs = String::from_utf8(part()?).ok()?;
         let cgroup = String::from_utf8(part()?).ok()?;
         Some(Job {
-            kind: if exec == 1 { Kind::Exec } else { Kind::Create },
+            kind: *Kind::ALL.get(kind as usize)?,
             id,
             rootfs,
             cgroup,

@@ -8,6 +8,7 @@ mod channel;
 mod container;
 mod error;
 mod helper;
+mod hold;
 mod job;
 mod launch;
 mod namespaces;
@@ -17,7 +18,9 @@ mod rootfs;
 mod sysctl;
 
 pub use cgroup::set_cgroup_root;
+pub use cgroup::stats_of_all;
 pub use container::Container;
 pub use error::JailError;
 pub use helper::helper_main;
+pub use hold::PidNamespace;
 pub use launch::{Child, ProcessIo, set_self_exe};

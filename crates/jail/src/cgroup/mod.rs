@@ -32,6 +32,18 @@ pub fn set_cgroup_root(root: PathBuf) {
     let _ = TEST_ROOT.set(root);
 }
 
+/// Where containers are by default, below the root.
+const PARENT: &str = "kata";
+
+/// What all containers have used that have no cgroup of another name; zeros before the first.
+pub fn stats_of_all() -> kata_proto::agent::CgroupStats {
+    stats::read(&root().join(PARENT))
+}
+
+fn root() -> &'static Path {
+    TEST_ROOT.get().map_or(Path::new(DEFAULT_ROOT), PathBuf::as_path)
+}
+
 /// A container's cgroup.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -45,7 +57,7 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Makes the cgroup that the spec names, `/kata/<id>` by default, and gives its ancestors the controllers.
     pub(crate) fn create(spec_path: &str, id: &str) -> Result<Self, JailError> {
-        let root = TEST_ROOT.get().map_or(Path::new(DEFAULT_ROOT), PathBuf::as_path);
+        let root = root();
         let relative = relative_path(spec_path, id)?;
         let cgroup =
             Cgroup { dir: root.join(&relative), device_program: Mutex::new(None), lenient: TEST_ROOT.get().is_some() };
@@ -303,7 +315,7 @@ fn walk(dir: &Path, f: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()
 fn relative_path(spec_path: &str, id: &str) -> Result<String, JailError> {
     let bad = || JailError::invalid(format!("cgroupsPath {spec_path:?}"));
     let path = match spec_path.split(':').collect::<Vec<_>>()[..] {
-        [""] => format!("kata/{id}"),
+        [""] => format!("{PARENT}/{id}"),
         [path] => path.trim_matches('/').to_owned(),
         [slice, prefix, name] if !name.is_empty() => {
             let slice = if slice.is_empty() { "system.slice" } else { slice.trim_matches('/') };

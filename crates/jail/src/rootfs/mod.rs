@@ -70,6 +70,15 @@ impl Rootfs {
         Ok(Rootfs { root, propagation, late_read_only: Vec::new() })
     }
 
+    /// An empty root at `place`, in a mount namespace that is cut off from all others.
+    pub(crate) fn empty(place: &OwnedFd) -> Result<Self, JailError> {
+        let options = ["size=4k", "nr_inodes=2", "mode=555"].map(str::to_owned);
+        let root = Detached::filesystem("tmpfs", "tmpfs", &options)?
+            .attach(place)
+            .step(|| "mounting an empty root file system".to_owned())?;
+        Ok(Rootfs { root, propagation: None, late_read_only: Vec::new() })
+    }
+
     /// The root directory.
     pub(crate) fn fd(&self) -> &OwnedFd {
         &self.root

@@ -1,9 +1,10 @@
 //! Programs, their ends, their errors, and what they run as.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 
-use kata_jail::{Container, JailError, ProcessIo};
+use kata_jail::{Container, JailError, PidNamespace, ProcessIo};
 use kata_proto::oci;
 use protobuf::MessageField;
 
@@ -24,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("nothing_leaks_in", nothing_leaks_in),
     ("namespaces", namespaces),
     ("joined_namespaces", joined_namespaces),
+    ("held_pid_namespace", held_pid_namespace),
     ("user_namespace", user_namespace),
     ("exec", exec_into),
     ("exec_errors", exec_errors),
@@ -252,6 +254,38 @@ fn namespaces() -> Result<(), Skip> {
         let mine = fs::read_link(format!("/proc/self/ns/{}", line.split(':').next().unwrap())).unwrap();
         assert_eq!(mine.to_str().unwrap(), line);
     }
+    Ok(())
+}
+
+fn held_pid_namespace() -> Result<(), Skip> {
+    let (held, holder) = PidNamespace::create().unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), held.file().as_raw_fd());
+    let joined = |args: &[&str]| {
+        let mut spec = spec(args);
+        let namespaces = &mut spec.Linux.as_mut().unwrap().Namespaces;
+        namespaces.iter_mut().find(|n| n.Type == "pid").unwrap().Path.clone_from(&path);
+        // Even who may look into others finds nothing in the first process.
+        let caps = spec.Process.as_mut().unwrap().Capabilities.as_mut().unwrap();
+        for set in [&mut caps.Bounding, &mut caps.Effective, &mut caps.Permitted] {
+            set.push("CAP_SYS_PTRACE".into());
+        }
+        spec
+    };
+    let (first, child, mut pipes) = start(&joined(&["sh", "-c", "echo $$; exec cat"]), &Rootfs::new()).unwrap();
+    let pid = pipes.line();
+    let script = format!(
+        "cat /proc/1/comm; kill -9 1; ls -A /proc/1/root/; grep -c . /proc/1/mounts; grep CapEff /proc/1/status; \
+         (sh -c 'sleep 0.2 & exit' &); sleep 0.6; cat /proc/{pid}/comm; grep -l 'State:.Z' /proc/[0-9]*/status"
+    );
+    let out = run(&joined(&["sh", "-c", &script]), &Rootfs::new());
+    let lines: Vec<&str> = out.stdout.lines().collect();
+    // Its name, nothing in its root, that one mount, no right; the other container's process, and no zombie.
+    assert_eq!(lines, ["pause", "1", "CapEff:\t0000000000000000", "cat"], "{out:?}");
+    // Each container ends by itself; the namespace goes when it is let go, with what is in it.
+    drop(held);
+    assert_eq!((wait(&child), wait(&holder)), (137, 0));
+    pipes.drain();
+    first.destroy().unwrap();
     Ok(())
 }
 
