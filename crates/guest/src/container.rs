@@ -8,6 +8,7 @@
 //! destroy, so that a frozen container can be thawed while an exec hangs in it.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -323,6 +324,36 @@ impl Container {
     /// Its processes' pids.
     pub async fn pids(self: &Arc<Self>) -> Result<Vec<i32>, Failure> {
         self.engine(engine::Container::pids).await
+    }
+
+    /// One of the namespaces of its first process, by its name in /proc.
+    ///
+    /// # Errors
+    /// [`Failure::State`] when that has ended.
+    pub fn namespace(&self, name: &str) -> Result<OwnedFd, Failure> {
+        let path = format!("/proc/{}/ns/{name}", self.init.pid);
+        let file = std::fs::File::open(&path);
+        // Asked afterwards: if it had not ended when the file was open, the pid was still its own.
+        if self.init.has_ended() {
+            return Err(Failure::State(format!("container {} is not running: its namespaces are gone", self.id)));
+        }
+        file.map(OwnedFd::from)
+            .map_err(|e| Failure::io(format_args!("cannot open {path} of container {}", self.id), &e))
+    }
+
+    /// Kills, when its first process has ended, what that has left behind: the kernel does so only where the container
+    /// has a pid namespace of its own.
+    pub fn follow_init(self: &Arc<Self>) {
+        let (me, init) = (Arc::downgrade(self), self.init.clone());
+        tokio::spawn(async move {
+            init.ended().await;
+            let Some(me) = me.upgrade() else { return };
+            match me.engine(engine::Container::kill_all).await {
+                // Removed meanwhile, and so killed.
+                Ok(()) | Err(Failure::NotFound(_)) => {}
+                Err(e) => log::error!("what container {} has left behind cannot be killed: {e}", me.id),
+            }
+        });
     }
 
     /// The first process's pid, for what /proc tells.

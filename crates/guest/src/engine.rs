@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kata_proto::agent::CgroupStats;
 use kata_proto::oci;
 
-pub use kata_jail::{Child, JailError as EngineError, ProcessIo};
+pub use kata_jail::{Child, JailError as EngineError, PidNamespace, ProcessIo, stats_of_all};
 
 /// Whether the engine applies a spec's seccomp profile.
 pub const SECCOMP: bool = false;

@@ -22,6 +22,7 @@ mod json;
 mod local;
 mod logger;
 mod metrics;
+mod namespaces;
 mod oom;
 mod params;
 mod process;

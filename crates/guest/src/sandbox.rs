@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kata_proto::agent::{
-    CreateContainerRequest, CreateSandboxRequest, Device, ExecProcessRequest, KernelModule, Storage,
+    CreateContainerRequest, CreateSandboxRequest, Device, ExecProcessRequest, KernelModule, StatsContainerResponse,
+    Storage,
 };
-use kata_types::{ContainerId, ExecId, GUEST_SANDBOX_DIR, SandboxId};
+use kata_proto::oci::LinuxNamespace;
+use kata_types::{ContainerId, ExecId, GUEST_NS_DIR, GUEST_SANDBOX_DIR, SandboxId};
 use protobuf::MessageField;
 use tokio::task::AbortHandle;
 
@@ -19,11 +21,13 @@ use crate::container::{Container, Context, blocking};
 use crate::devices;
 use crate::failure::Failure;
 use crate::inodes;
+use crate::namespaces::Namespaces;
 use crate::oom::Oom;
 use crate::params::Params;
 use crate::process::Wanted;
 use crate::storage::Storages;
 use crate::watched;
+use crate::{engine, procfs};
 
 /// Everything that lives in this guest.
 pub struct Guest {
@@ -36,6 +40,7 @@ pub struct Guest {
     context: Context,
     storages: Arc<Storages>,
     polling: Arc<AtomicBool>,
+    namespaces: Namespaces,
     containers: Mutex<HashMap<String, Slot>>,
     sandbox: tokio::sync::Mutex<Option<Sandbox>>,
 }
@@ -76,6 +81,7 @@ impl Guest {
             params,
             owns_machine,
             oom,
+            namespaces: Namespaces::new(context.reaper.clone()),
             context,
             storages: Arc::new(storages),
             polling: Arc::default(),
@@ -104,9 +110,6 @@ impl Guest {
         if !request.sandbox_id.is_empty() {
             SandboxId::new(request.sandbox_id.as_str()).map_err(|e| Failure::Invalid(e.to_string()))?;
         }
-        if request.sandbox_pidns {
-            return Err(Failure::Unsupported("one pid namespace for all containers of the sandbox".into()));
-        }
         if !request.guest_hook_path.is_empty() {
             return Err(Failure::Unsupported("hooks of the guest".into()));
         }
@@ -114,6 +117,9 @@ impl Guest {
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes())
                 .map_err(|e| Failure::io(format_args!("cannot set the host name {:?}", request.hostname), &e.into()))?;
+        }
+        if request.sandbox_pidns {
+            self.namespaces.prepare_pids().await?;
         }
         let limit = request.storages.iter().filter_map(|storage| inodes::limit(&storage.driver_options)).min();
         let first = sandbox.is_none();
@@ -151,6 +157,7 @@ impl Guest {
                 other => result = result.and(other),
             }
         }
+        self.namespaces.clear();
         if let Some(mut there) = sandbox.take() {
             let storages = self.storages.clone();
             let points = std::mem::take(&mut there.storages);
@@ -186,12 +193,12 @@ impl Guest {
         if request.string_user.is_some() {
             return refuse("a user by name");
         }
-        if request.sandbox_pidns {
-            return refuse("the sandbox's pid namespace");
-        }
-        let Some(spec) = request.OCI.0 else {
+        let Some(mut spec) = request.OCI.0 else {
             return Err(Failure::Invalid(format!("container {id} has no spec")));
         };
+        if request.sandbox_pidns {
+            join_sandboxes_pids(&mut spec);
+        }
         let wanted = Wanted::parse(request.stdio_streams)?;
         {
             let mut containers = self.containers();
@@ -231,18 +238,22 @@ impl Guest {
             })
             .await?;
         }
-        let points = if storages.is_empty() {
-            Vec::new()
-        } else {
-            let all = self.storages.clone();
-            blocking(move || all.add_all(&storages).map_err(|e| Failure::internal(&e))).await?
-        };
+        let own_pids = has_own_pids(&spec);
+        // Open until the container is made.
+        let _shared = self.namespaces.resolve(&mut spec, |id| self.container(id)).await?;
+        let (shared, own) = storages.into_iter().partition(|storage: &Storage| storage.shared);
+        self.add_shared(shared).await?;
+        let points = self.add(own).await?;
         self.poll_volumes();
         let made = Container::create(id, spec, wanted, points.clone(), self.context.clone()).await;
         match made {
             Ok(container) => {
                 self.watch_memory(id, &container);
-                Ok(Arc::new(container))
+                let container = Arc::new(container);
+                if !own_pids {
+                    container.follow_init();
+                }
+                Ok(container)
             }
             Err(e) => {
                 self.release(points).await.unwrap_or_else(|also| log::error!("{also}"));
@@ -283,6 +294,44 @@ impl Guest {
     pub async fn update_storages(&self, storages: Vec<Storage>) -> Result<(), Failure> {
         let all = self.storages.clone();
         blocking(move || all.update(&storages).map_err(|e| Failure::internal(&e))).await
+    }
+
+    async fn add(&self, storages: Vec<Storage>) -> Result<Vec<PathBuf>, Failure> {
+        if storages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let all = self.storages.clone();
+        blocking(move || all.add_all(&storages).map_err(|e| Failure::internal(&e))).await
+    }
+
+    /// Those that are there as long as the sandbox is, whichever container named them first.
+    async fn add_shared(&self, mut storages: Vec<Storage>) -> Result<(), Failure> {
+        if storages.is_empty() {
+            return Ok(());
+        }
+        let mut sandbox = self.sandbox.lock().await;
+        let Some(there) = sandbox.as_mut() else {
+            return Err(Failure::State("there is no sandbox yet to share storages in".into()));
+        };
+        storages.retain(|storage| !there.storages.iter().any(|point| *point == Path::new(&storage.mount_point)));
+        let points = self.add(storages).await?;
+        there.storages.extend(points);
+        Ok(())
+    }
+
+    /// What a container has used; by the sandbox's own id, all of them together, and the network.
+    pub async fn stats(&self, id: &str) -> Result<StatsContainerResponse, Failure> {
+        let is_sandbox = self.sandbox.lock().await.as_ref().is_some_and(|sandbox| sandbox.id == id);
+        let (stats, pid) = match self.container(id) {
+            Ok(container) => (container.stats().await?, container.init_pid()),
+            Err(Failure::NotFound(_)) if is_sandbox => {
+                (blocking(|| Ok(engine::stats_of_all())).await?, std::process::id().cast_signed())
+            }
+            Err(e) => return Err(e),
+        };
+        // A first process that has ended has no interfaces any more; its cgroup's counters are still true.
+        let network_stats = procfs::network(pid).unwrap_or_default();
+        Ok(StatsContainerResponse { cgroup_stats: Some(stats).into(), network_stats, ..Default::default() })
     }
 
     fn watch_memory(&self, id: &str, container: &Container) {
@@ -346,6 +395,19 @@ impl Guest {
     pub fn hotplug_timeout(&self) -> Duration {
         self.params.hotplug_timeout
     }
+}
+
+/// Whether a container gets a pid namespace of its own.
+fn has_own_pids(spec: &kata_proto::oci::Spec) -> bool {
+    spec.Linux.get_or_default().Namespaces.iter().any(|ns| ns.Type == "pid" && ns.Path.is_empty())
+}
+
+/// Upstream's way to ask for the sandbox's pid namespace.
+fn join_sandboxes_pids(spec: &mut kata_proto::oci::Spec) {
+    let namespaces = &mut spec.Linux.mut_or_insert_default().Namespaces;
+    namespaces.retain(|ns| ns.Type != "pid");
+    let path = format!("{GUEST_NS_DIR}/pid");
+    namespaces.push(LinuxNamespace { Type: "pid".into(), Path: path, ..Default::default() });
 }
 
 /// The sandbox's own directory, with the name servers for its containers.

@@ -171,11 +171,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         r: pb::StatsContainerRequest,
     ) -> Answer<pb::StatsContainerResponse> {
-        let container = self.0.container(&r.container_id)?;
-        let stats = container.stats().await?;
-        // A first process that has ended has no interfaces any more; its cgroup's counters are still true.
-        let network_stats = procfs::network(container.init_pid()).unwrap_or_default();
-        Ok(pb::StatsContainerResponse { cgroup_stats: Some(stats).into(), network_stats, ..Default::default() })
+        Ok(self.0.stats(&r.container_id).await?)
     }
 
     async fn pause_container(&self, _: &TtrpcContext, r: pb::PauseContainerRequest) -> Answer<Empty> {

@@ -20,6 +20,9 @@ pub const SHARE_TAG: &str = "kataShared";
 pub const GUEST_SHARE_DIR: &str = "/run/kata-containers/shared/containers";
 /// Where the sandbox's shared /dev/shm and other guest-local storage lives in the guest.
 pub const GUEST_SANDBOX_DIR: &str = "/run/kata-containers/sandbox";
+/// Namespaces that containers share, as a spec for the guest names them: `<this>/<kind>` is the sandbox's own, and
+/// `<this>/of/<container>/<kind>` is that container's. The agent knows what is meant; no such file is there.
+pub const GUEST_NS_DIR: &str = "/run/kata-containers/sandbox/ns";
 /// Where the host keeps what belongs to running sandboxes, one directory each.
 pub const HOST_RUN_DIR: &str = "/run/kata";
 /// Exit status of a process that something other than itself ended (VMM died, agent lost): 128 + SIGKILL.
