@@ -16,6 +16,7 @@ mod machine;
 pub mod plan;
 mod process;
 mod retire;
+mod role;
 mod sandbox;
 mod state;
 mod stdio;
@@ -32,6 +33,7 @@ pub use machine::{BeginSpec, BootError, ExerciseError, Identity, Machine, begin 
 pub use plan::PlanError;
 pub use process::{Exit, Process};
 pub use retire::retire;
+pub use role::{Role, RoleError, joined_pids, role};
 pub use sandbox::{CreateRequest, Options, Sandbox};
 pub use state::{ContainerRecord, ProcessRecord, StateError, StateFile};
 pub use stdio::{Endpoint, Opened, StdioError, StdioSpec};
