@@ -1,7 +1,9 @@
 //! Remote calls, each with a deadline, and errors that tell a refusal from a lost guest.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kata_metrics::Durations;
 use kata_proto::agent as pb;
 use kata_proto::agent_ttrpc::AgentServiceClient;
 use thiserror::Error;
@@ -17,6 +19,8 @@ pub enum CallError {
         call: &'static str,
         /// What kind, in ttrpc's (gRPC's) terms.
         not_found: bool,
+        /// The agent does not know the call, or cannot do it.
+        unsupported: bool,
         /// The agent's words.
         message: String,
     },
@@ -46,6 +50,7 @@ impl CallError {
                 code => CallError::Refused {
                     call,
                     not_found: code == ttrpc::Code::NOT_FOUND,
+                    unsupported: code == ttrpc::Code::UNIMPLEMENTED,
                     message: status.message().to_owned(),
                 },
             },
@@ -69,7 +74,10 @@ const LONG: Duration = Duration::from_secs(120);
 
 /// The calls that the engine makes. Clones share one connection.
 #[derive(Clone)]
-pub struct Calls(AgentServiceClient);
+pub struct Calls {
+    client: AgentServiceClient,
+    durations: Arc<Durations>,
+}
 
 macro_rules! calls {
     ($($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ty, $limit:expr;)*) => {
@@ -83,8 +91,11 @@ macro_rules! calls {
                     let limit: Option<Duration> = $limit;
                     let context = limit.map_or_else(ttrpc::context::Context::default, ttrpc::context::with_duration);
                     let begun = Instant::now();
-                    let done = self.0.$name(context, &request).await;
-                    tracing::debug!(call = stringify!($name), ok = done.is_ok(), took = ?begun.elapsed(), "the agent answers");
+                    let done = self.client.$name(context, &request).await;
+                    let took = begun.elapsed();
+                    // Upstream's name of the action.
+                    self.durations.observe(concat!("grpc.", stringify!($request)), took);
+                    tracing::debug!(call = stringify!($name), ok = done.is_ok(), ?took, "the agent answers");
                     done.map(Into::into).map_err(|e| CallError::new(stringify!($name), limit, e))
                 }
             )*
@@ -133,6 +144,10 @@ calls! {
     set_guest_date_time(SetGuestDateTimeRequest) -> Empty, Some(QUICK);
     /// Brings present CPUs and memory on line.
     online_cpu_mem(OnlineCPUMemRequest) -> Empty, Some(LONG);
+    /// The guest's packet filter, as iptables-save(8) or ip6tables-save prints it.
+    get_ip_tables(GetIPTablesRequest) -> pb::GetIPTablesResponse, Some(QUICK);
+    /// Replaces it, as iptables-restore(8) does; answers what it says.
+    set_ip_tables(SetIPTablesRequest) -> pb::SetIPTablesResponse, Some(QUICK);
     /// The agent's and the guest's metrics, as a page in Prometheus' format.
     get_metrics(GetMetricsRequest) -> pb::Metrics, Some(QUICK);
     /// What the agent can do.
@@ -141,6 +156,12 @@ calls! {
 
 impl Calls {
     pub(crate) fn new(socket: Socket) -> Calls {
-        Calls(AgentServiceClient::new(ttrpc::r#async::Client::new(socket)))
+        let client = AgentServiceClient::new(ttrpc::r#async::Client::new(socket));
+        Calls { client, durations: Arc::default() }
+    }
+
+    /// How long each call has taken.
+    pub fn durations(&self) -> &Durations {
+        &self.durations
     }
 }

@@ -48,6 +48,11 @@ pub fn attach_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("attach.sock")
 }
 
+/// The management socket in a run directory; upstream's name.
+pub fn monitor_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("shim-monitor.sock")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use kata_agent_client::{AgentClient, CallError};
 use kata_proto::agent as pb;
 use kata_storage::{FsDaemon, Share, ShareError};
 use kata_types::{GUEST_SHARE_DIR, Mib, SHARE_TAG};
-use kata_vmm::{Resources, Stop, Vm, VmExit};
+use kata_vmm::{AgentAddr, Resources, Stop, Vm, VmExit};
 use tokio::sync::watch;
 
 pub use begin::{BeginSpec, Identity, begin, connect, vm_shape, vm_spec};
@@ -156,6 +156,11 @@ impl Machine {
             return Err(format!("the VM got {} MiB of memory, {} are needed", got.memory.0, want.memory.0));
         }
         self.online(want.vcpus).await.map_err(|e| e.to_string())
+    }
+
+    /// Where its agent answers.
+    pub fn agent_addr(&self) -> &AgentAddr {
+        self.vm.agent_addr()
     }
 
     /// For the state file.

@@ -3,6 +3,7 @@
 
 mod create;
 mod end;
+mod observe;
 mod processes;
 mod resources;
 
@@ -17,7 +18,7 @@ use kata_oci::{Spec, State, Status};
 use kata_proto::agent as pb;
 use kata_storage::RootfsMount;
 use kata_types::{Mib, SandboxId};
-use kata_vmm::Vmm;
+use kata_vmm::{AgentAddr, Vmm};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::error::SandboxError;
@@ -28,6 +29,8 @@ use crate::machine::{self, BeginSpec, Identity, Machine};
 use crate::process::{Process, REASON_WITHIN};
 use crate::state::{ProcessRecord, StateFile};
 use crate::stdio::StdioSpec;
+
+pub use observe::MachineProcesses;
 
 /// How long a killed VMM may take to go.
 const KILLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
@@ -91,6 +94,8 @@ pub struct Sandbox {
     machine: AsyncMutex<MachineState>,
     agent: watch::Sender<Option<AgentClient>>,
     death: watch::Sender<Option<String>>,
+    /// Where its agent is, once there is one.
+    address: Mutex<Option<AgentAddr>>,
     containers: Mutex<BTreeMap<String, Container>>,
     state: Mutex<StateFile>,
     /// A VMM that has been killed and is going.
@@ -123,6 +128,7 @@ impl Sandbox {
             machine: AsyncMutex::new(MachineState::Cold),
             agent: watch::channel(None).0,
             death: watch::channel(None).0,
+            address: Mutex::new(None),
             containers: Mutex::new(BTreeMap::new()),
             state: Mutex::new(state),
             going: Mutex::new(None),
@@ -233,6 +239,7 @@ impl Sandbox {
 
     fn booted(self: &Arc<Self>, machine: &Machine) -> Result<(), SandboxError> {
         self.agent.send_replace(Some(machine.agent.clone()));
+        *lock(&self.address) = Some(machine.agent_addr().clone());
         let (vm, fs) = machine.record();
         let vmm = (vm.pid, vm.start_time);
         self.save(|s| {

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
 use kata_config::Config;
-use kata_sandbox::{HostCgroup, Machine, Options, Ready, Sandbox, attach_socket, task_socket};
+use kata_metrics::Durations;
+use kata_sandbox::{HostCgroup, Machine, Options, Ready, Sandbox, attach_socket, monitor_socket, task_socket};
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
 use tokio::net::UnixListener;
@@ -23,7 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::attach::Attachments;
 use crate::service::TaskService;
-use crate::{attach, logging, publish};
+use crate::{attach, logging, management, observed, publish};
 use args::Args;
 
 /// Threads for calls that block go again soon: each costs memory, and stays in the mount namespace it was made in.
@@ -88,13 +89,16 @@ fn detach() -> nix::Result<()> {
 struct Sockets {
     tasks: UnixListener,
     shims: UnixListener,
+    operators: UnixListener,
 }
 
 impl Sockets {
     fn bind(run_dir: &Path) -> Result<Sockets, String> {
         let tasks = UnixListener::bind(task_socket(run_dir)).map_err(|e| format!("the task socket: {e}"))?;
         let shims = UnixListener::bind(attach_socket(run_dir)).map_err(|e| format!("the attach socket: {e}"))?;
-        Ok(Sockets { tasks, shims })
+        let operators =
+            UnixListener::bind(monitor_socket(run_dir)).map_err(|e| format!("the management socket: {e}"))?;
+        Ok(Sockets { tasks, shims, operators })
     }
 }
 
@@ -161,12 +165,14 @@ impl Serving {
 
         let attachments = Attachments::default();
         let exit = Arc::new(Notify::new());
+        let durations = Arc::new(Durations::default());
         let service = TaskService::new(Arc::clone(&sandbox), attachments.clone(), Arc::clone(&exit));
         let mut server = ttrpc::r#async::Server::new()
             .add_listener(listener(sockets.tasks))
-            .register_service(both_versions(Arc::new(service)));
+            .register_service(observed::observed(both_versions(Arc::new(service)), &durations));
         server.start().await.map_err(|e| format!("the task service: {e}"))?;
         tokio::spawn(attach::serve(sockets.shims, attachments, Arc::clone(&sandbox)));
+        tokio::spawn(management::serve(sockets.operators, Arc::clone(&sandbox), durations));
         tracing::info!(id = args.id, ?owner, "serving");
         Ok(Serving { sandbox, server, exit, terminate, publisher, stop })
     }

@@ -7,6 +7,8 @@ pub mod daemon;
 pub mod door;
 pub mod factory;
 mod logging;
+mod management;
+mod observed;
 mod options;
 mod publish;
 mod service;

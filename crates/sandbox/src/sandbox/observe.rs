@@ -1,0 +1,80 @@
+//! What operators ask of a sandbox, beyond its containers' lives.
+
+use kata_agent_client::AgentClient;
+use kata_proto::agent as pb;
+use kata_vmm::AgentAddr;
+
+use super::{Sandbox, lock};
+use crate::error::SandboxError;
+
+/// The processes on the host that are the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MachineProcesses {
+    /// The VMM.
+    pub vmm: Option<i32>,
+    /// The file daemon.
+    pub fs: Option<i32>,
+}
+
+impl Sandbox {
+    /// The machine's processes; those that there are.
+    pub fn machine_processes(&self) -> MachineProcesses {
+        let state = lock(&self.state);
+        MachineProcesses { vmm: state.vm.as_ref().map(|vm| vm.pid), fs: state.fs.map(|fs| fs.pid) }
+    }
+
+    /// Its containers' ids.
+    pub fn container_ids(&self) -> Vec<String> {
+        lock(&self.containers).keys().cloned().collect()
+    }
+
+    /// The agent, if it can be reached.
+    ///
+    /// # Errors
+    /// [`SandboxError::Dead`].
+    pub fn connected_agent(&self) -> Result<AgentClient, SandboxError> {
+        self.agent()
+    }
+
+    /// Where the agent is: `vsock://CID:PORT`, or `serial://PATH` for the socket of the guest's port, of which the daemon is
+    /// the one client; `None` before there is one.
+    pub fn agent_url(&self) -> Option<String> {
+        Some(match lock(&self.address).as_ref()? {
+            AgentAddr::Vsock { cid } => format!("vsock://{cid}:{}", kata_types::AGENT_VSOCK_PORT),
+            // A sandbox out of the pool had another directory when its machine began.
+            AgentAddr::Serial { path } => match path.file_name() {
+                Some(name) => format!("serial://{}", self.options.run_dir.join(name).display()),
+                None => format!("serial://{}", path.display()),
+            },
+        })
+    }
+
+    /// The guest's and the agent's metrics: a page in Prometheus' format, as the guest wrote it.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub async fn guest_metrics(&self) -> Result<String, SandboxError> {
+        Ok(self.agent()?.calls().get_metrics(pb::GetMetricsRequest::new()).await?.metrics)
+    }
+
+    /// The guest's packet filter in the words of iptables-save(8).
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub async fn packet_filter(&self, ipv6: bool) -> Result<Vec<u8>, SandboxError> {
+        let mut request = pb::GetIPTablesRequest::new();
+        request.is_ipv6 = ipv6;
+        Ok(self.agent()?.calls().get_ip_tables(request).await?.data)
+    }
+
+    /// Replaces it with what iptables-restore(8) would read; returns what that says.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub async fn set_packet_filter(&self, ipv6: bool, rules: Vec<u8>) -> Result<Vec<u8>, SandboxError> {
+        let mut request = pb::SetIPTablesRequest::new();
+        request.is_ipv6 = ipv6;
+        request.data = rules;
+        Ok(self.agent()?.calls().set_ip_tables(request).await?.data)
+    }
+}
