@@ -34,6 +34,7 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-agent-client", Side::Host, 4),
     ("kata-sandbox", Side::Host, 5),
     ("kata-factory", Side::Host, 6),
+    ("kata-monitor", Side::Host, 7),
     ("kata-shim", Side::Host, 7),
     // The command line is a client of the daemon, whose protocols are the shim's.
     ("kata-cli", Side::Host, 8),
