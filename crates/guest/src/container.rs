@@ -22,6 +22,7 @@ use crate::engine::{self, ProcessIo};
 use crate::failure::Failure;
 use crate::process::{Pipes, Process, Wanted, pipes};
 use crate::reaper::Reaper;
+use crate::scope;
 
 /// How long the end of an exec may still be asked for after it was told once, should the answer have been lost.
 const REMEMBER: Duration = Duration::from_secs(60);
@@ -71,7 +72,8 @@ enum Exec {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
+    let scope = scope::current();
+    match tokio::task::spawn_blocking(move || scope::carried_blocking(scope, work)).await {
         Ok(result) => result,
         Err(e) => Err(Failure::Internal(format!("the agent failed: {e}"))),
     }
@@ -107,7 +109,8 @@ impl Container {
         let ends = context.attachments.register(id, "", |which| wanted.stream(which));
         let hold = context.reaper.hold();
         let name = id.to_owned();
-        let made = blocking(move || Ok(engine::Container::create(&name, &spec, &rootfs, io)?)).await;
+        let made = blocking(move || Ok(engine::Container::create(&name, &spec, &rootfs, io)?));
+        let made = scope::phase("container", made).await;
         let taken = match made {
             Ok((engine, child)) => {
                 let exit = hold.claim(child.pid);

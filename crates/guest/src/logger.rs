@@ -12,6 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::json::push_string;
+use crate::scope::{self, Scope};
 
 /// Bytes of log kept for a host that is not there yet.
 const RING_BYTES: usize = 64 * 1024;
@@ -48,7 +49,7 @@ impl Ring {
     fn take(&mut self) -> Option<String> {
         if self.lost > 0 {
             let lost = std::mem::take(&mut self.lost);
-            return Some(line("warn", module_path!(), &format!("{lost} lines of this log were lost")));
+            return Some(line("warn", module_path!(), &format!("{lost} lines of this log were lost"), None));
         }
         let line = self.lines.pop_front()?;
         self.bytes -= line.len();
@@ -56,7 +57,8 @@ impl Ring {
     }
 }
 
-fn line(level: &str, target: &str, msg: &str) -> String {
+/// `scope`: on whose behalf.
+fn line(level: &str, target: &str, msg: &str, scope: Option<&Scope>) -> String {
     let mut out = String::with_capacity(msg.len() + target.len() + 48);
     out.push_str("{\"level\":");
     push_string(&mut out, level);
@@ -64,6 +66,16 @@ fn line(level: &str, target: &str, msg: &str) -> String {
     push_string(&mut out, target);
     out.push_str(",\"msg\":");
     push_string(&mut out, msg);
+    if let Some(scope) = scope {
+        for (key, value) in [("container", &scope.container), ("exec", &scope.exec)] {
+            // Ids: nothing in them needs to be escaped.
+            if !value.is_empty() {
+                for part in [",\"", key, "\":\"", value, "\""] {
+                    out.push_str(part);
+                }
+            }
+        }
+    }
     out.push_str("}\n");
     out
 }
@@ -93,7 +105,8 @@ impl Log for Logger {
             return;
         }
         let level = record.level().as_str().to_ascii_lowercase();
-        let text = line(&level, record.target(), &record.args().to_string());
+        let scope = scope::current();
+        let text = line(&level, record.target(), &record.args().to_string(), scope.as_deref());
         let mut ring = self.ring();
         if to_console(record.level(), ring.readers)
             && let Some(mut console) = self.console.as_ref()
@@ -122,6 +135,13 @@ pub fn init(level: LevelFilter, console: Option<File>) {
         let _ = log::set_logger(logger);
     }
     log::set_max_level(level);
+}
+
+/// Puts a whole line, with its end, into the log: for what is no message.
+pub fn push(line: String) {
+    let Some(logger) = LOGGER.get() else { return };
+    logger.ring().push(line);
+    logger.more.notify_one();
 }
 
 /// One reader of the log; while it lives, lines do not go to the console.
@@ -183,8 +203,13 @@ mod tests {
     #[test]
     fn a_line_is_one_json_object() {
         assert_eq!(
-            line("info", "kata", "a \"b\"\n"),
+            line("info", "kata", "a \"b\"\n", None),
             "{\"level\":\"info\",\"target\":\"kata\",\"msg\":\"a \\\"b\\\"\\n\"}\n"
+        );
+        let scope = Scope { container: "c1".into(), exec: "e1".into(), recording: None };
+        assert_eq!(
+            line("info", "kata", "x", Some(&scope)),
+            "{\"level\":\"info\",\"target\":\"kata\",\"msg\":\"x\",\"container\":\"c1\",\"exec\":\"e1\"}\n"
         );
     }
 }

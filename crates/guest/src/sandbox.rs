@@ -25,6 +25,7 @@ use crate::namespaces::Namespaces;
 use crate::oom::Oom;
 use crate::params::Params;
 use crate::process::Wanted;
+use crate::scope;
 use crate::storage::Storages;
 use crate::watched;
 use crate::{engine, procfs};
@@ -124,13 +125,13 @@ impl Guest {
         let limit = request.storages.iter().filter_map(|storage| inodes::limit(&storage.driver_options)).min();
         let first = sandbox.is_none();
         let storages = self.storages.clone();
-        let points = blocking(move || {
+        let prepared = blocking(move || {
             prepare_directory(&request.dns)?;
             let mut all = if first { vec![shared_memory()] } else { Vec::new() };
             all.extend(request.storages);
             storages.add_all(&all).map_err(|e| Failure::internal(&e))
-        })
-        .await?;
+        });
+        let points = scope::phase("storages", prepared).await?;
         log::info!("this is sandbox {:?}", request.sandbox_id);
         let inodes =
             limit.filter(|_| self.owns_machine).map(|limit| tokio::spawn(inodes::keep_below(limit)).abort_handle());
@@ -243,7 +244,7 @@ impl Guest {
         let _shared = self.namespaces.resolve(&mut spec, |id| self.container(id)).await?;
         let (shared, own) = storages.into_iter().partition(|storage: &Storage| storage.shared);
         self.add_shared(shared).await?;
-        let points = self.add(own).await?;
+        let points = scope::phase("storages", self.add(own)).await?;
         self.poll_volumes();
         let made = Container::create(id, spec, wanted, points.clone(), self.context.clone()).await;
         match made {

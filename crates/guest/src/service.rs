@@ -19,7 +19,9 @@ use ttrpc::r#async::{Service, TtrpcContext};
 use crate::container::blocking;
 use crate::failure::Failure;
 use crate::identity;
+use crate::observed::observed;
 use crate::sandbox::Guest;
+use crate::scope;
 use crate::{copy, devices, engine, hotplug, metrics, procfs, storage};
 
 /// The calls that are answered; ttrpc answers UNIMPLEMENTED with the name to all others.
@@ -63,6 +65,7 @@ pub fn services(guest: Arc<Guest>) -> [HashMap<String, Service>; 2] {
     for service in agent.values_mut() {
         service.methods.retain(|name, _| CALLS.contains(&name.as_str()));
     }
+    let agent = agent.into_iter().map(|(name, service)| (name, observed(service))).collect();
     [agent, create_health(Arc::new(Liveness))]
 }
 
@@ -75,7 +78,7 @@ type Answer<T> = ttrpc::Result<T>;
 async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(scope::carried(scope::current(), work)).await {
         Ok(result) => result,
         Err(e) => Err(Failure::Internal(format!("the agent failed: {e}"))),
     }

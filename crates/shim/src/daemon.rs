@@ -64,6 +64,9 @@ fn run(args: Vec<OsString>) -> Result<(), String> {
     detach().map_err(|e| format!("the sandbox's daemon cannot detach: {e}"))?;
     let daemon_log = args.run_dir.join("daemon.log");
     logging::start(Some(args.log.as_deref().unwrap_or(&daemon_log)), args.debug);
+    if !args.pool {
+        logging::sandbox(&args.id);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(THREAD_KEEP_ALIVE)

@@ -138,6 +138,7 @@ async fn named(
     forget_keeper();
     let args = args.named(name);
     logging::redirect(&args.log.clone().unwrap_or_else(|| args.run_dir.join("daemon.log")), args.debug);
+    logging::sandbox(&args.id);
     config.runtime.enable_debug |= args.debug;
     machine.moved_to(&args.run_dir);
     // What is told by `death`, after it has made sure of the reason, may have happened just now.
