@@ -124,6 +124,8 @@ calls! {
     wait_process(WaitProcessRequest) -> pb::WaitProcessResponse, None;
     /// Changes limits.
     update_container(UpdateContainerRequest) -> Empty, Some(QUICK);
+    /// Tells of mounts that have changed.
+    update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> Empty, Some(LONG);
     /// Reads the container's cgroup.
     stats_container(StatsContainerRequest) -> pb::StatsContainerResponse, Some(QUICK);
     /// Freezes.

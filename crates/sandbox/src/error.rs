@@ -48,6 +48,9 @@ pub enum SandboxError {
     /// Files for the guest.
     #[error("{}", crate::machine::chain(.0))]
     Share(#[from] kata_storage::ShareError),
+    /// A block device for the guest.
+    #[error("{}", crate::machine::chain(.0))]
+    Disk(#[from] crate::machine::DiskError),
     /// The agent.
     #[error(transparent)]
     Agent(#[from] CallError),

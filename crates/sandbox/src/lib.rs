@@ -31,7 +31,9 @@ pub use hooks::{HookError, run as run_hooks};
 pub use hostcgroup::{CgroupError, HostCgroup};
 pub use key::{Owner, attach_socket, key, monitor_socket, run_dir, task_socket};
 pub use launch::{Launch, LaunchError, Ready, launch};
-pub use machine::{BeginSpec, BootError, ExerciseError, Identity, Machine, begin as begin_machine, vm_shape};
+pub use machine::{
+    BeginSpec, BootError, DiskError, ExerciseError, Identity, Machine, begin as begin_machine, vm_shape,
+};
 pub use plan::PlanError;
 pub use process::{Exit, Process};
 pub use retire::retire;

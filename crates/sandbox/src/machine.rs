@@ -1,8 +1,11 @@
 //! A sandbox's machine: VM, file daemon, share and agent, brought up together and ended together.
 
 mod begin;
+mod disks;
 mod error;
 mod exercise;
+mod follow;
+mod volumes;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +18,7 @@ use kata_vmm::{AgentAddr, Resources, Stop, Vm, VmExit};
 use tokio::sync::watch;
 
 pub use begin::{BeginSpec, Identity, begin, connect, vm_shape, vm_spec};
+pub use disks::DiskError;
 use error::last_words;
 pub use error::{BootError, chain};
 pub use exercise::ExerciseError;
@@ -36,6 +40,9 @@ pub struct Machine {
     pub agent: AgentClient,
     has: Resources,
     online_vcpus: u32,
+    disks: disks::Disks,
+    /// Made with the first volume that is followed.
+    follower: Option<follow::Follower>,
     /// How long the guest may not look at how many files it remembers.
     inode_pause: Duration,
 }

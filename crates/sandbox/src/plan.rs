@@ -1,6 +1,9 @@
 //! From a spec and the configuration to what the guest is asked to do and what the VM must have. Pure: it looks at
 //! the file types of bind sources through [`Host`], and does nothing.
 
+mod devices;
+mod volumes;
+
 use std::path::{Path, PathBuf};
 
 use kata_oci::{Mount, Spec};
@@ -12,6 +15,9 @@ use thiserror::Error;
 
 use crate::convert;
 
+pub use devices::{Disk, Node};
+pub use volumes::MemoryFs;
+
 /// A container as planned.
 #[derive(Debug)]
 pub struct Plan {
@@ -19,6 +25,10 @@ pub struct Plan {
     pub spec: pb::Spec,
     /// Host paths to share, each with the index of the guest mount whose source it becomes.
     pub binds: Vec<Bind>,
+    /// What the guest mounts of its own before the container is made.
+    pub storages: Vec<kata_proto::agent::Storage>,
+    /// Block devices of the host's to plug.
+    pub disks: Vec<Disk>,
     /// Memory that the VM needs for this container alone, limits and overhead; `None`: no limit was given.
     pub memory: Option<Mib>,
     /// vCPUs that its quota amounts to; `None`: no quota.
@@ -38,6 +48,8 @@ pub struct Bind {
     pub read_only: bool,
     /// With the mounts below it.
     pub recursive: bool,
+    /// The host changes what is in it, and whoever watches it in the guest is to be woken.
+    pub followed: bool,
 }
 
 /// Why a container cannot be made as its spec says.
@@ -90,7 +102,7 @@ pub enum FileKind {
     /// A socket or FIFO: it can be seen in the guest, but its other end is on the host.
     Endpoint,
     /// A device node.
-    Device,
+    Device(Node),
 }
 
 /// What planning asks the host.
@@ -99,6 +111,14 @@ pub trait Host {
     fn kind(&self, path: &Path) -> Result<FileKind, String>;
     /// Size of the file system at a path, in bytes.
     fn size(&self, path: &Path) -> Option<u64>;
+    /// The file system in memory that is mounted at a path.
+    fn memory_fs(&self, _: &Path) -> Option<MemoryFs> {
+        None
+    }
+    /// Which directory of its file system a mount point shows.
+    fn root_of_mount(&self, _: &Path) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// The real host.
@@ -106,8 +126,9 @@ pub struct RealHost;
 
 impl Host for RealHost {
     fn kind(&self, path: &Path) -> Result<FileKind, String> {
-        use std::os::unix::fs::FileTypeExt;
-        let t = std::fs::metadata(path).map_err(|e| e.to_string())?.file_type();
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let meta = std::fs::metadata(path).map_err(|e| e.to_string())?;
+        let t = meta.file_type();
         Ok(if t.is_dir() {
             FileKind::Directory
         } else if t.is_file() {
@@ -115,13 +136,37 @@ impl Host for RealHost {
         } else if t.is_socket() || t.is_fifo() {
             FileKind::Endpoint
         } else {
-            FileKind::Device
+            let number = |n: u32| i64::from(n);
+            let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+            FileKind::Device(Node { block: t.is_block_device(), major: number(major), minor: number(minor) })
         })
     }
 
     fn size(&self, path: &Path) -> Option<u64> {
         let s = nix::sys::statvfs::statvfs(path).ok()?;
         Some(s.blocks() * s.fragment_size())
+    }
+
+    fn memory_fs(&self, path: &Path) -> Option<MemoryFs> {
+        use std::os::unix::fs::MetadataExt;
+        let (own, above) = (std::fs::metadata(path).ok()?, std::fs::metadata(path.parent()?).ok()?);
+        if own.dev() == above.dev() {
+            return None;
+        }
+        let fs = rustix::fs::statfs(path).ok()?;
+        let block = u64::try_from(fs.f_bsize).ok()?;
+        // linux/magic.h
+        let page_size = match fs.f_type {
+            0x0102_1994 => None,
+            0x9584_58f6 => Some(block),
+            _ => return None,
+        };
+        let bytes = fs.f_blocks.saturating_mul(block);
+        Some(MemoryFs { page_size, bytes, mode: own.mode() & 0o7777, uid: own.uid(), gid: own.gid() })
+    }
+
+    fn root_of_mount(&self, path: &Path) -> Option<PathBuf> {
+        kata_storage::root_of_mount(path)
     }
 }
 
@@ -168,13 +213,25 @@ pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Re
         }
         out.Process = MessageField::some(convert::process(p));
     }
-    let binds = mounts(spec, &mut out, &mut notes, host)?;
-    let (memory, vcpus) = linux(spec, &mut out, limits, &mut notes)?;
-    Ok(Plan { spec: out, binds, memory, vcpus, notes })
+    let Sources { binds, storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
+    let (memory, vcpus) = linux(spec, &mut out, limits, &mut notes, &mut disks)?;
+    Ok(Plan { spec: out, binds, storages, disks, memory, vcpus, notes })
 }
 
-fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn Host) -> Result<Vec<Bind>, PlanError> {
-    let mut binds = Vec::new();
+/// What mounts are made of.
+#[derive(Default)]
+struct Sources {
+    binds: Vec<Bind>,
+    storages: Vec<kata_proto::agent::Storage>,
+    disks: Vec<Disk>,
+}
+
+fn rules(spec: &Spec) -> &[kata_oci::DeviceCgroup] {
+    spec.linux.as_ref().and_then(|l| l.resources.as_ref()).map_or(&[], |r| &r.devices)
+}
+
+fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn Host) -> Result<Sources, PlanError> {
+    let Sources { mut binds, mut storages, mut disks } = Sources::default();
     for m in &spec.mounts {
         let mut guest = convert::mount(m);
         if m.is_bind() {
@@ -188,31 +245,72 @@ fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn H
                 out.Mounts.push(shared_memory(m, host));
                 continue;
             }
+            if let Some(volume) = volumes::in_memory(source, host) {
+                for storage in volume.storages {
+                    if !storages.contains(&storage) {
+                        storages.push(storage);
+                    }
+                }
+                guest.source = volume.source;
+                as_bind(&mut guest);
+                out.Mounts.push(guest);
+                continue;
+            }
             match host.kind(source).map_err(fail)? {
                 FileKind::Directory | FileKind::File => {}
                 FileKind::Endpoint => notes.push(format!(
                     "{} is a socket or FIFO of the host: the container sees it, but cannot reach its other end",
                     m.source
                 )),
-                FileKind::Device => {
-                    return Err(fail("it is a device node of the host, which the guest does not have".into()));
+                FileKind::Device(node) if node.block => match devices::access(rules(spec), node) {
+                    // As without a VM: it can be seen, and the rules let nobody open it.
+                    (false, _) => notes.push(format!(
+                        "{} is a block device that linux.resources.devices does not allow: the container sees it, but \
+                         cannot open it",
+                        m.source
+                    )),
+                    (true, write) => {
+                        let read_only = m.is_read_only() || !write;
+                        let container_path = m.destination.clone();
+                        disks.push(Disk { major: node.major, minor: node.minor, read_only, container_path });
+                        // The agent puts the guest's node here.
+                        guest.source.clear();
+                        as_bind(&mut guest);
+                        out.Mounts.push(guest);
+                        continue;
+                    }
+                },
+                FileKind::Device(node) => {
+                    let own = devices::guests_own(node);
+                    guest.source = own
+                        .ok_or_else(|| fail("it is a device node of the host, which the guest does not have".into()))?
+                        .into();
+                    as_bind(&mut guest);
+                    out.Mounts.push(guest);
+                    continue;
                 }
             }
-            // The guest mounts what is in the share; a bind of a bind takes everything below it along.
-            guest.type_ = "bind".into();
-            if !guest.options.iter().any(|o| o == "bind" || o == "rbind") {
-                guest.options.push("rbind".into());
-            }
+            as_bind(&mut guest);
             binds.push(Bind {
                 mount: out.Mounts.len(),
                 source: source.to_owned(),
                 read_only: m.is_read_only(),
                 recursive: m.is_recursive(),
+                // What the container may write must reach the host: it is no copy then.
+                followed: m.is_read_only() && volumes::is_updated(source),
             });
         }
         out.Mounts.push(guest);
     }
-    Ok(binds)
+    Ok(Sources { binds, storages, disks })
+}
+
+/// The guest mounts what is in the share; a bind of a bind takes everything below it along.
+fn as_bind(guest: &mut pb::Mount) {
+    guest.type_ = "bind".into();
+    if !guest.options.iter().any(|o| o == "bind" || o == "rbind") {
+        guest.options.push("rbind".into());
+    }
 }
 
 /// A bind over /dev/shm is some engine's tmpfs of the host's (podman's): shared memory must be the guest's own, of
@@ -229,19 +327,12 @@ fn shared_memory(m: &Mount, host: &dyn Host) -> pb::Mount {
     shm
 }
 
-/// Pseudo devices that any guest has: memory devices (major 1), terminals (5), tun and fuse (10).
-fn is_pseudo_device(d: &kata_oci::LinuxDevice) -> bool {
-    matches!(
-        (d.kind.as_str(), d.major, d.minor),
-        ("c" | "u", 1, 3 | 5 | 7 | 8 | 9 | 11) | ("c" | "u", 5, 0..=2) | ("c" | "u", 10, 200 | 229)
-    ) || d.kind == "p"
-}
-
 fn linux(
     spec: &Spec,
     out: &mut pb::Spec,
     limits: Limits,
     notes: &mut Vec<String>,
+    disks: &mut Vec<Disk>,
 ) -> Result<(Option<Mib>, Option<u32>), PlanError> {
     let Some(l) = &spec.linux else { return Ok((None, None)) };
     let mut linux = pb::Linux::new();
@@ -264,11 +355,27 @@ fn linux(
         linux.Namespaces.push(ns);
     }
     for d in &l.devices {
-        if !is_pseudo_device(d) {
-            return Err(unsupported(format!(
-                "pass the host's device {} ({} {}:{}) to the guest",
-                d.path, d.kind, d.major, d.minor
-            )));
+        match devices::node_of(d) {
+            Some(node) if node.block => match devices::access(rules(spec), node) {
+                (false, _) => notes.push(format!(
+                    "the block device {} is not allowed by linux.resources.devices: it has a node that nobody can open",
+                    d.path
+                )),
+                (true, write) => disks.push(Disk {
+                    major: d.major,
+                    minor: d.minor,
+                    read_only: !write,
+                    container_path: d.path.clone(),
+                }),
+            },
+            Some(node) if devices::guests_own(node).is_none() => {
+                return Err(unsupported(format!(
+                    "pass the host's device {} ({} {}:{}) to the guest (a privileged container gets all devices of the \
+                     host; containerd leaves them out with privileged_without_host_devices)",
+                    d.path, d.kind, d.major, d.minor
+                )));
+            }
+            _ => {}
         }
         linux.Devices.push(convert::device(d));
     }
@@ -351,10 +458,12 @@ mod tests {
     impl Host for Fake {
         fn kind(&self, path: &Path) -> Result<FileKind, String> {
             match path.to_str().unwrap_or_default() {
-                "/dev/kmsg" => Ok(FileKind::Device),
+                "/dev/fuse" => Ok(FileKind::Device(Node { block: false, major: 10, minor: 229 })),
+                "/dev/watchdog" => Ok(FileKind::Device(Node { block: false, major: 10, minor: 130 })),
+                "/dev/sdb" => Ok(FileKind::Device(Node { block: true, major: 8, minor: 16 })),
                 "/run/x.sock" => Ok(FileKind::Endpoint),
                 "/etc/hosts" => Ok(FileKind::File),
-                p if p.starts_with("/data") => Ok(FileKind::Directory),
+                p if p.starts_with("/data") || p.starts_with("/var/lib/kubelet") => Ok(FileKind::Directory),
                 _ => Err("No such file or directory".into()),
             }
         }
@@ -384,8 +493,8 @@ mod tests {
         assert_eq!(
             p.binds,
             [
-                Bind { mount: 1, source: "/data".into(), read_only: true, recursive: true },
-                Bind { mount: 3, source: "/etc/hosts".into(), read_only: false, recursive: false },
+                Bind { mount: 1, source: "/data".into(), read_only: true, recursive: true, followed: false },
+                Bind { mount: 3, source: "/etc/hosts".into(), read_only: false, recursive: false, followed: false },
             ]
         );
         assert_eq!(p.spec.Mounts[2].type_, "tmpfs");
@@ -397,9 +506,9 @@ mod tests {
     fn what_the_guest_cannot_have_is_said_by_name() {
         for (json, part) in [
             (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/nowhere"}]}"#, "/nowhere at /x: No such file"),
-            (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/dev/kmsg"}]}"#, "device node"),
+            (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/dev/watchdog"}]}"#, "device node"),
             (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "/proc/1/ns/ipc"),
-            (r#"{"linux":{"devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]}}"#, "/dev/sda"),
+            (r#"{"linux":{"devices":[{"path":"/dev/w","type":"c","major":10,"minor":130}]}}"#, "/dev/w (c 10:130)"),
             (r#"{"linux":{"resources":{"memory":{"limit":1000}}}}"#, "1000 bytes"),
             (r#"{"linux":{"resources":{"cpu":{"quota":900000,"period":100000}}}}"#, "default_maxvcpus"),
             (r#"{"hooks":{"createContainer":[{"path":"/h"}]}}"#, "createContainer"),
@@ -409,6 +518,35 @@ mod tests {
         }
         let p = go(r#"{"mounts":[{"destination":"/x","type":"bind","source":"/run/x.sock"}]}"#).unwrap();
         assert!(p.notes[0].contains("/run/x.sock"));
+    }
+
+    #[test]
+    fn devices_are_the_guests_own_or_plugged_as_far_as_the_rules_allow() {
+        let p = go(r#"{"mounts":[
+            {"destination":"/dev/fuse","type":"bind","source":"/dev/fuse","options":["bind"]},
+            {"destination":"/disk","type":"bind","source":"/dev/sdb","options":["bind","ro"]}],
+          "linux":{"devices":[{"path":"/dev/xvda","type":"b","major":8,"minor":16},
+                              {"path":"/dev/no","type":"b","major":8,"minor":32},
+                              {"path":"/dev/net/tun","type":"c","major":10,"minor":200}],
+                   "resources":{"devices":[{"allow":false,"access":"rwm"},
+                                           {"allow":true,"type":"b","major":8,"minor":16,"access":"rwm"}]}}}"#)
+        .unwrap();
+        assert_eq!((p.spec.Mounts[0].source.as_str(), p.spec.Mounts[1].source.as_str()), ("/dev/fuse", ""));
+        let disk = |at: &str, read_only| Disk { major: 8, minor: 16, read_only, container_path: at.into() };
+        assert_eq!(p.disks, [disk("/disk", true), disk("/dev/xvda", false)]);
+        assert!(p.binds.is_empty() && p.notes.len() == 1 && p.notes[0].contains("/dev/no"), "{:?}", p.notes);
+        // Without a rule it is a node of the share's, as without a VM.
+        let p = go(r#"{"mounts":[{"destination":"/disk","type":"bind","source":"/dev/sdb"}]}"#).unwrap();
+        assert!(p.disks.is_empty() && p.binds.len() == 1 && p.notes[0].contains("/dev/sdb"));
+    }
+
+    #[test]
+    fn what_kubernetes_updates_is_followed_unless_it_is_written_to() {
+        let p = go(r#"{"mounts":[
+            {"destination":"/a","type":"bind","source":"/var/lib/kubelet/pods/u/volumes/kubernetes.io~secret/s","options":["rbind","ro"]},
+            {"destination":"/b","type":"bind","source":"/var/lib/kubelet/pods/u/volumes/kubernetes.io~secret/s","options":["rbind"]}]}"#)
+        .unwrap();
+        assert_eq!([p.binds[0].followed, p.binds[1].followed], [true, false]);
     }
 
     #[test]

@@ -11,4 +11,5 @@ mod share;
 pub mod virtiofsd;
 
 pub use daemon::{FsDaemon, FsDaemonError};
+pub use mountinfo::root_of_mount;
 pub use share::{RootfsMount, Share, ShareError, remove_run_dir};

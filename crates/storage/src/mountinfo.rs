@@ -11,6 +11,20 @@ pub(crate) fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(parse(&std::fs::read("/proc/thread-self/mountinfo")?, dir))
 }
 
+/// Which directory of its file system is shown at a mount point; of several mounts there, the last.
+pub fn root_of_mount(point: &Path) -> Option<PathBuf> {
+    root_in(&std::fs::read("/proc/thread-self/mountinfo").ok()?, point)
+}
+
+fn root_in(mountinfo: &[u8], point: &Path) -> Option<PathBuf> {
+    let lines = mountinfo.split(|&b| b == b'\n').rev();
+    let mut fields = lines.map(|line| line.split(|&b| b == b' ').skip(3));
+    fields.find_map(|mut fields| {
+        let (root, at) = (fields.next()?, fields.next()?);
+        (Path::new(&unescape(at)) == point).then(|| PathBuf::from(unescape(root)))
+    })
+}
+
 fn parse(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
     mountinfo
         .split(|&b| b == b'\n')
@@ -55,6 +69,13 @@ mod tests {
             32 1 0:9 / /run/kata/a/shared rw - ext4 /dev/vda rw\n\nbroken\n";
         let found = parse(text, Path::new("/run/kata/a/share"));
         assert_eq!(found, [Path::new("/run/kata/a/share"), Path::new("/run/kata/a/share/c/with space")]);
+    }
+
+    #[test]
+    fn the_last_mount_at_a_point_is_what_is_seen_there() {
+        let text = b"22 1 0:5 / /a rw - tmpfs a rw\n23 1 0:6 /sub\\040dir /a rw - tmpfs b rw\n";
+        assert_eq!(root_in(text, Path::new("/a")), Some(PathBuf::from("/sub dir")));
+        assert_eq!(root_in(text, Path::new("/b")), None);
     }
 
     #[test]

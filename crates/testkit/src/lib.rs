@@ -19,6 +19,7 @@ pub mod harness;
 pub mod image;
 pub mod leaks;
 pub mod noise;
+pub mod programs;
 pub mod rootfs;
 pub mod runtime;
 pub mod wait;

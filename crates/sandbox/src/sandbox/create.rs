@@ -7,6 +7,7 @@ use kata_oci::{Spec, Status};
 use kata_proto::agent as pb;
 use kata_storage::RootfsMount;
 use kata_types::{ContainerId, Mib};
+use kata_vmm::Unsupported;
 use protobuf::MessageField;
 
 use super::end::remove_in_guest;
@@ -33,6 +34,10 @@ impl Sandbox {
         }
         let spec = kata_oci::load_spec(&request.bundle)?;
         let planned = plan::plan(&spec, id.as_str(), self.limits(), &RealHost)?;
+        if !planned.disks.is_empty() && !self.options.vmm.caps().hotplug_block {
+            let (operation, by) = ("plug a block device".into(), self.options.vmm.name().into());
+            return Err(plan::PlanError::from(Unsupported { operation, by }).into());
+        }
         for note in &planned.notes {
             tracing::warn!(container = %id, "{note}");
         }
@@ -49,7 +54,8 @@ impl Sandbox {
         let (pumps, memory, vcpus) = match made {
             Ok(made) => made,
             Err(err) => {
-                if let Err(err) = machine.share.remove_container(&id) {
+                machine.unplug_disks(&id).await;
+                if let Err(err) = machine.remove_volumes(&id) {
                     tracing::warn!("{}", machine::chain(&err));
                 }
                 return Err(err);
@@ -98,12 +104,9 @@ impl Sandbox {
         let root = spec.root.as_ref().map_or("rootfs", |r| r.path.as_str());
         machine.share.add_rootfs(id, rootfs, &bundle.join(root), false)?;
         let mut guest_spec = planned.spec;
-        for bind in &planned.binds {
-            let guest_path = machine.share.add_bind(id, &bind.source, bind.read_only, bind.recursive)?;
-            if let Some(mount) = guest_spec.Mounts.get_mut(bind.mount) {
-                mount.source = guest_path;
-            }
-        }
+        let mut storages = planned.storages;
+        storages.extend(machine.add_binds(id, &planned.binds, &mut guest_spec)?);
+        let devices = machine.plug_disks(id, &planned.disks).await?;
         if let Some(h) = &spec.hooks {
             let state = self.oci_state(id.as_str(), Status::Creating, pid, bundle, spec);
             hooks::run("prestart", &h.prestart, &state).await?;
@@ -112,6 +115,7 @@ impl Sandbox {
         let mut request = pb::CreateContainerRequest::new();
         request.container_id = id.to_string();
         request.OCI = MessageField::some(guest_spec);
+        (request.storages, request.devices) = (storages, devices);
         request.stdio_streams = stdio.streams;
         machine.agent.calls().create_container(request).await?;
         match Pumps::start(stdio, &machine.agent, id.as_str(), "").await {

@@ -72,8 +72,9 @@ impl Sandbox {
             // The last one goes with its machine, which ends whatever is left in the guest.
             if !last && self.death.borrow().is_none() {
                 remove_in_guest(&m.agent, container).await;
+                m.unplug_disks(&id).await;
             }
-            if let Err(err) = m.share.remove_container(&id) {
+            if let Err(err) = m.remove_volumes(&id) {
                 tracing::warn!("{}", machine::chain(&err));
             }
         }

@@ -2,6 +2,7 @@
 //! state, what is told in which order, and what happens when a part dies.
 
 mod support;
+mod volumes;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -51,6 +52,9 @@ fn main() -> ExitCode {
                 a_guest_that_does_not_come_up_is_told_with_its_words,
             ),
             ("hooks_run_at_their_points", hooks_run_at_their_points),
+            ("updates_of_a_volume_wake_who_watches_it", volumes::updates_of_a_volume_wake_who_watches_it),
+            ("memory_is_shared_and_outlives_containers", volumes::memory_is_shared_and_outlives_containers),
+            ("block_devices_need_a_vmm_that_plugs_them", volumes::block_devices_need_a_vmm_that_plugs_them),
         ],
         Duration::from_secs(90),
     )
