@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! boot ─> transport ─> service ─> sandbox ─> container ─> engine (kata_jail)
+//!             │           └─────> network
 //!             └──────> attach <── pump <──────┘
 //! ```
 //! It has one thread that never blocks, and a few short-lived ones for calls that do (mounts, the engine). If it ends,
@@ -23,9 +24,11 @@ mod local;
 mod logger;
 mod metrics;
 mod namespaces;
+mod network;
 mod observed;
 mod oom;
 mod params;
+mod pci;
 mod process;
 mod procfs;
 mod pump;

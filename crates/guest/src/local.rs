@@ -1,7 +1,7 @@
 //! The agent as an ordinary process, for tests and fake VMMs: the same program without a machine of its own.
 //!
-//! It gets a mount and a UTS namespace, so that what it mounts and its host name are its own, a tmpfs on /run, and
-//! cgroup v2 where it looks for it. It needs root.
+//! It gets a mount, a UTS and a network namespace, so that what it mounts, its host name and its network are its own, a
+//! tmpfs on /run, and cgroup v2 where it looks for it. It needs root.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -75,7 +75,9 @@ pub fn prepare(socket: &Path, share: Option<&Path>) -> Result<(UnixListener, Opt
     let listener = UnixListener::bind(socket).map_err(step("listen on", socket))?;
     listener.set_nonblocking(true).map_err(step("listen on", socket))?;
     let root = Path::new("/");
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).map_err(|e| step("unshare", root)(e.into()))?;
+    let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNET;
+    unshare(own).map_err(|e| step("unshare", root)(e.into()))?;
+    kata_sys::guest::link_up("lo").map_err(step("bring up the loopback of", root))?;
     let mount = |source: &str, at: &Path, fstype: Option<&str>, flags| {
         mount(Some(source), at, fstype, flags, None::<&str>).map_err(|e| step("mount", at)(e.into()))
     };

@@ -22,9 +22,11 @@ use crate::devices;
 use crate::failure::Failure;
 use crate::inodes;
 use crate::namespaces::Namespaces;
+use crate::network::Network;
 use crate::oom::Oom;
 use crate::params::Params;
 use crate::process::Wanted;
+use crate::reaper::Reaper;
 use crate::scope;
 use crate::storage::Storages;
 use crate::watched;
@@ -38,6 +40,8 @@ pub struct Guest {
     pub owns_machine: bool,
     /// Out-of-memory kills.
     pub oom: Oom,
+    /// Interfaces and routes.
+    pub network: Network,
     context: Context,
     storages: Arc<Storages>,
     polling: Arc<AtomicBool>,
@@ -78,7 +82,9 @@ impl Drop for Sandbox {
 impl Guest {
     /// An empty guest.
     pub fn new(params: Params, owns_machine: bool, oom: Oom, context: Context, storages: Storages) -> Self {
+        let network = Network::new(params.hotplug_timeout, owns_machine);
         Guest {
+            network,
             params,
             owns_machine,
             oom,
@@ -390,6 +396,11 @@ impl Guest {
             return Err(Failure::Invalid(format!("the request for process {} has none", request.exec_id)));
         };
         container.exec(&request.exec_id, *process, wanted).await
+    }
+
+    /// Who waits for every child of this guest's agent.
+    pub fn reaper(&self) -> &Reaper {
+        &self.context.reaper
     }
 
     /// How long a device may take to appear.

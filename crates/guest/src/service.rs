@@ -13,12 +13,14 @@ use kata_proto::agent_ttrpc::{AgentService, create_agent_service};
 use kata_proto::channel::Stdio;
 use kata_proto::health::{CheckRequest, HealthCheckResponse, ServingStatus, VersionCheckResponse};
 use kata_proto::health_ttrpc::{Health, create_health};
+use kata_proto::types;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::container::blocking;
 use crate::failure::Failure;
 use crate::identity;
+use crate::network::{NetworkError, iptables};
 use crate::observed::observed;
 use crate::sandbox::Guest;
 use crate::scope;
@@ -26,6 +28,7 @@ use crate::{copy, devices, engine, hotplug, metrics, procfs, storage};
 
 /// The calls that are answered; ttrpc answers UNIMPLEMENTED with the name to all others.
 const CALLS: &[&str] = &[
+    "AddARPNeighbors",
     "CloseStdin",
     "CopyFile",
     "CreateContainer",
@@ -33,9 +36,12 @@ const CALLS: &[&str] = &[
     "DestroySandbox",
     "ExecProcess",
     "GetGuestDetails",
+    "GetIPTables",
     "GetMetrics",
     "GetOOMEvent",
+    "ListInterfaces",
     "ListProcesses",
+    "ListRoutes",
     "OnlineCPUMem",
     "PauseContainer",
     "ReadStderr",
@@ -44,12 +50,15 @@ const CALLS: &[&str] = &[
     "ReseedRandomDev",
     "ResumeContainer",
     "SetGuestDateTime",
+    "SetIPTables",
     "SignalProcess",
     "StartContainer",
     "StatsContainer",
     "TtyWinResize",
     "UpdateContainer",
     "UpdateEphemeralMounts",
+    "UpdateInterface",
+    "UpdateRoutes",
     "WaitProcess",
     "WriteStdin",
 ];
@@ -102,6 +111,15 @@ impl Agent {
         } else {
             Err(Failure::Unsupported(format!("{what}, for this agent runs as an ordinary process")))
         }
+    }
+
+    /// Runs what asks the kernel about the network.
+    async fn network<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&crate::network::Network) -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let guest = self.0.clone();
+        blocking(move || Ok(work(&guest.network)?)).await
     }
 
     async fn read(&self, r: pb::ReadStreamRequest, which: Stdio) -> Answer<pb::ReadStreamResponse> {
@@ -219,6 +237,41 @@ impl AgentService for Agent {
     async fn update_ephemeral_mounts(&self, _: &TtrpcContext, r: pb::UpdateEphemeralMountsRequest) -> Answer<Empty> {
         let guest = self.0.clone();
         done(finish(async move { guest.update_storages(r.storages).await }).await)
+    }
+
+    async fn update_interface(&self, _: &TtrpcContext, r: pb::UpdateInterfaceRequest) -> Answer<types::Interface> {
+        Ok(self.network(move |network| network.update_interface(&r.interface)).await?)
+    }
+
+    async fn update_routes(&self, _: &TtrpcContext, r: pb::UpdateRoutesRequest) -> Answer<pb::Routes> {
+        let list = self.network(move |network| network.update_routes(&r.routes.Routes)).await?;
+        Ok(pb::Routes { Routes: list, ..Default::default() })
+    }
+
+    async fn list_interfaces(&self, _: &TtrpcContext, _: pb::ListInterfacesRequest) -> Answer<pb::Interfaces> {
+        let list = self.network(|network| network.interfaces()).await?;
+        Ok(pb::Interfaces { Interfaces: list, ..Default::default() })
+    }
+
+    async fn list_routes(&self, _: &TtrpcContext, _: pb::ListRoutesRequest) -> Answer<pb::Routes> {
+        let list = self.network(|network| network.routes()).await?;
+        Ok(pb::Routes { Routes: list, ..Default::default() })
+    }
+
+    async fn add_arp_neighbors(&self, _: &TtrpcContext, r: pb::AddARPNeighborsRequest) -> Answer<Empty> {
+        done(self.network(move |network| network.add_neighbours(&r.neighbors.ARPNeighbors)).await)
+    }
+
+    async fn get_ip_tables(&self, _: &TtrpcContext, r: pb::GetIPTablesRequest) -> Answer<pb::GetIPTablesResponse> {
+        let reaper = self.0.reaper().clone();
+        let data = finish(async move { iptables::save(&reaper, r.is_ipv6).await }).await?;
+        Ok(pb::GetIPTablesResponse { data, ..Default::default() })
+    }
+
+    async fn set_ip_tables(&self, _: &TtrpcContext, r: pb::SetIPTablesRequest) -> Answer<pb::SetIPTablesResponse> {
+        let reaper = self.0.reaper().clone();
+        let data = finish(async move { iptables::restore(&reaper, r.is_ipv6, &r.data).await }).await?;
+        Ok(pb::SetIPTablesResponse { data, ..Default::default() })
     }
 
     /// `nb_cpus` more CPUs, the lowest numbers first; unless `cpu_only`, all memory.
