@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+pub use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::api;
 use crate::client::Client;
 use crate::network::Network;
-use crate::pod::PodSpec;
+use crate::pod::{PodSpec, remove_cgroup};
 
 /// Where containerd keeps everything of Kubernetes'.
 const NAMESPACE: &str = "k8s.io";
@@ -200,6 +200,15 @@ impl Node {
         let cgroups = self.parent.dirs().into_iter().flat_map(|dir| entries(&dir)).filter(|path| path.is_dir());
         let cgroups: Vec<PathBuf> = cgroups.collect();
         assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
+    }
+
+    /// Removes the cgroups of pods that were removed, of which no [`crate::Pod`] is left.
+    ///
+    /// # Panics
+    /// When something is left in one.
+    pub fn remove_pod_cgroups(&self) {
+        let pods = self.parent.dirs().into_iter().flat_map(|dir| entries(&dir)).filter(|path| path.is_dir());
+        pods.for_each(|dir| remove_cgroup(&dir));
     }
 
     fn force_everything_away(&self) {

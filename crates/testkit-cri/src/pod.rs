@@ -152,7 +152,7 @@ fn make_cgroups(node: &Node, uid: &str) -> Vec<PathBuf> {
 }
 
 /// As a kubelet does when the pod has ended: what is not empty stays busy.
-fn remove_cgroup(dir: &Path) {
+pub(crate) fn remove_cgroup(dir: &Path) {
     let mut last = None;
     for _ in 0..100 {
         match fs::remove_dir(dir) {

@@ -114,6 +114,18 @@ impl Mounted {
         Mounted(at.to_owned())
     }
 
+    /// A directory as a mount of its own that passes on what is mounted in it.
+    ///
+    /// # Panics
+    /// When it cannot be bound.
+    pub fn shared(dir: &Path) -> Mounted {
+        let bind = |flags| mount(Some(dir), dir, None::<&str>, flags, None::<&str>);
+        bind(MsFlags::MS_BIND)
+            .and_then(|()| bind(MsFlags::MS_SHARED))
+            .unwrap_or_else(|e| panic!("cannot make {} a shared mount: {e}", dir.display()));
+        Mounted(dir.to_owned())
+    }
+
     /// A path inside a volume, bound where the kubelet binds it for a container's `subPath`.
     ///
     /// # Panics
