@@ -60,12 +60,13 @@ impl Network {
     }
 
     /// The plugin takes one that is there. Where the host has IPv6 turned off for new interfaces, the plugin's own would
-    /// refuse its address.
+    /// refuse its address; and nobody waits for the search for duplicates on a bridge of ours.
     fn make_bridge(&self) {
         Cmd::new("ip").args(["link", "add", &self.bridge, "type", "bridge"]).ok();
-        let off = Path::new("/proc/sys/net/ipv6/conf").join(&self.bridge).join("disable_ipv6");
-        if has_v6() {
-            fs::write(&off, "0").unwrap_or_else(|e| panic!("{}: {e}", off.display()));
+        let settings = Path::new("/proc/sys/net/ipv6/conf").join(&self.bridge);
+        for (name, value) in [("disable_ipv6", "0"), ("accept_dad", "0")].iter().filter(|_| has_v6()) {
+            let file = settings.join(name);
+            fs::write(&file, value).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         }
     }
 

@@ -115,9 +115,18 @@ impl Node {
     /// # Panics
     /// When it does not come up again.
     pub fn crash(&mut self) {
+        self.crash_and(|| ());
+    }
+
+    /// The same, with something that happens while it is away.
+    ///
+    /// # Panics
+    /// When it does not come up again.
+    pub fn crash_and(&mut self, meanwhile: impl FnOnce()) {
         if let Some(daemon) = self.daemon.take() {
             daemon.kill();
         }
+        meanwhile();
         self.launch();
     }
 
