@@ -38,6 +38,8 @@ const CRATES: &[(&str, Side, u8)] = &[
     ("kata-shim", Side::Host, 7),
     // The command line is a client of the daemon, whose protocols are the shim's.
     ("kata-cli", Side::Host, 8),
+    // The installer knows files and engines, nothing of sandboxes.
+    ("kata-deploy", Side::Host, 3),
     ("kata", Side::Host, 9),
     ("kata-jail", Side::Guest, 3),
     ("kata-guest", Side::Guest, 4),

@@ -21,7 +21,8 @@ pub const CONFIG: &str = "share/defaults/kata-containers/configuration.toml";
 /// The host program.
 pub const HOST: &str = "bin/kata";
 /// Its other names, links to it in the same directory.
-const NAMES: &[&str] = &["bin/kata-runtime", "bin/containerd-shim-kata-v2", "bin/kata-shim", "bin/kata-monitor"];
+const NAMES: &[&str] =
+    &["bin/kata-runtime", "bin/containerd-shim-kata-v2", "bin/kata-shim", "bin/kata-monitor", "bin/kata-deploy"];
 
 /// What goes to one place.
 pub enum Content {

@@ -27,10 +27,12 @@ fn main() -> ExitCode {
         "containerd-shim-kata-v2" => kata_shim::door::main(args),
         "kata-monitor" => kata_monitor::main(args),
         "kata-shim" => kata_cli::kata_shim::main(args),
+        "kata-deploy" => kata_deploy::main(args),
         _ => match word.as_str() {
             "runtime" => kata_cli::main(args.split_off(1)),
             "monitor" => kata_monitor::main(args.split_off(1)),
             "containerd-shim" => kata_shim::door::main(args.split_off(1)),
+            "deploy" => kata_deploy::main(args.split_off(1)),
             // Called by its own name, or a name of the user's choosing (a docker runtime may have any).
             _ => kata_cli::main(args),
         },
