@@ -1,5 +1,6 @@
 //! Real namespaces, interfaces and frames. Everything is in namespaces that no name leads to: they go with this process.
 
+mod localhost;
 mod support;
 
 use std::ffi::OsString;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             ("what_cannot_be_a_card_is_refused", what_cannot_be_a_card_is_refused),
             ("vhost", vhost),
             ("changes_are_heard_of", changes_are_heard_of),
+            ("connections_to_localhost_are_taken", localhost::connections_to_localhost_are_taken),
             ("our_own_changes_are_not_heard_of", our_own_changes_are_not_heard_of),
         ],
         Duration::from_secs(30),
