@@ -83,12 +83,23 @@ fn os(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ShareError {
     move |source| ShareError::Os { what, path, source }
 }
 
+/// What is remembered of a container, also after it has been taken out.
+#[derive(Debug, Default)]
+struct Shown {
+    /// How many of its id there were before. Each has a directory of another name: the guest's kernel remembers names for
+    /// a while, and must not find the last one's files, or their absence, in place of this one's.
+    before: u32,
+    /// How many volumes it has been given.
+    volumes: u32,
+    /// It is there now.
+    present: bool,
+}
+
 /// The share of a sandbox. What is mounted is unmounted when it is dropped.
 #[derive(Debug)]
 pub struct Share {
     dir: PathBuf,
-    /// How many volumes each container has been given.
-    volumes: BTreeMap<ContainerId, u32>,
+    containers: BTreeMap<ContainerId, Shown>,
     removed: bool,
 }
 
@@ -103,7 +114,7 @@ impl Share {
         let dir = run_dir.join("share");
         Share::cleanup(&run_dir)?;
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(os("make", &dir))?;
-        let share = Share { dir, volumes: BTreeMap::new(), removed: false };
+        let share = Share { dir, containers: BTreeMap::new(), removed: false };
         share.mount_itself().map_err(os("make a share of", &share.dir))?;
         Ok(share)
     }
@@ -146,8 +157,16 @@ impl Share {
             .map_err(|e| os("mount the share at", &self.dir)(e.into()))
     }
 
+    /// The name of a container's directory in the share. An id has at most 128 bytes, and none has a `~`.
+    fn name(&self, cid: &ContainerId) -> String {
+        match self.containers.get(cid).map_or(0, |shown| shown.before) {
+            0 => cid.to_string(),
+            before => format!("{cid}~{before}"),
+        }
+    }
+
     /// Makes a container's root file system: by the engine's mounts, one over the other, or, without any, as a view of
-    /// `bundle_rootfs` with all that is mounted in it.
+    /// `bundle_rootfs` with all that is mounted in it. Returns its path in the guest.
     ///
     /// # Errors
     /// [`ShareError`]; nothing of the container is left then.
@@ -157,11 +176,13 @@ impl Share {
         mounts: &[RootfsMount],
         bundle_rootfs: &Path,
         read_only: bool,
-    ) -> Result<(), ShareError> {
-        let target = self.dir.join(cid).join("rootfs");
+    ) -> Result<String, ShareError> {
+        let name = self.name(cid);
+        let target = self.dir.join(&name).join("rootfs");
         if target.exists() {
             return Err(ShareError::Exists(cid.clone()));
         }
+        self.containers.entry(cid.clone()).or_default().present = true;
         make_dirs(&target)?;
         let made = if mounts.is_empty() {
             attach_bind("the root file system", bundle_rootfs, &target, attrs(read_only), true, Some(true))
@@ -175,8 +196,7 @@ impl Share {
             }
             return Err(e);
         }
-        self.volumes.entry(cid.clone()).or_default();
-        Ok(())
+        Ok(format!("{}/{name}/rootfs", kata_types::GUEST_SHARE_DIR))
     }
 
     /// Shows a file or directory of the host to a container; returns its path in the guest.
@@ -190,10 +210,12 @@ impl Share {
         read_only: bool,
         recursive: bool,
     ) -> Result<String, ShareError> {
-        let number = self.volumes.entry(cid.clone()).or_default();
-        let name = number.to_string();
-        *number += 1;
-        let target = self.dir.join(cid).join("mounts").join(&name);
+        let of = self.name(cid);
+        let shown = self.containers.entry(cid.clone()).or_default();
+        shown.present = true;
+        let name = shown.volumes.to_string();
+        shown.volumes += 1;
+        let target = self.dir.join(&of).join("mounts").join(&name);
         if let Some(parent) = target.parent() {
             make_dirs(parent)?;
         }
@@ -203,7 +225,7 @@ impl Share {
             }
             return Err(e);
         }
-        Ok(format!("{}/{cid}/mounts/{name}", kata_types::GUEST_SHARE_DIR))
+        Ok(format!("{}/{of}/mounts/{name}", kata_types::GUEST_SHARE_DIR))
     }
 
     /// Takes a container out. Only our own empty mount points are removed, never a file's content. Removing what is
@@ -212,8 +234,11 @@ impl Share {
     /// # Errors
     /// [`ShareError::Os`] with what could not be removed.
     pub fn remove_container(&mut self, cid: &ContainerId) -> Result<(), ShareError> {
-        self.volumes.remove(cid);
-        remove_tree(&self.dir.join(cid))
+        remove_tree(&self.dir.join(self.name(cid)))?;
+        if let Some(shown) = self.containers.get_mut(cid).filter(|shown| shown.present) {
+            *shown = Shown { before: shown.before.saturating_add(1), volumes: 0, present: false };
+        }
+        Ok(())
     }
 
     /// Takes everything out, and the share itself.

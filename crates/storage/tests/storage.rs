@@ -209,7 +209,8 @@ fn root_file_systems() {
     let at = |share: &Share, path: &str| share.dir().join(path);
 
     let lower = format!("{}:{}", one.display(), two.display());
-    share.add_rootfs(&cid("ov"), &[overlay(&dirs, &lower)], Path::new("/nonexistent"), false).unwrap();
+    let first = share.add_rootfs(&cid("ov"), &[overlay(&dirs, &lower)], Path::new("/nonexistent"), false).unwrap();
+    assert_eq!(first, "/run/kata-containers/shared/containers/ov/rootfs");
     assert_eq!(fs::read_to_string(at(&share, "ov/rootfs/b")).unwrap(), "from two");
     fs::write(at(&share, "ov/rootfs/a"), "changed").unwrap();
     assert_eq!(fs::read_to_string(one.join("a")).unwrap(), "from one");
@@ -217,8 +218,11 @@ fn root_file_systems() {
     share.remove_container(&cid("ov")).unwrap();
     assert_eq!(fs::read_to_string(dirs.src("upper/a")).unwrap(), "changed");
 
-    share.add_rootfs(&cid("ov"), &[overlay(&dirs, &lower)], Path::new("/nonexistent"), true).unwrap();
-    let e = fs::write(at(&share, "ov/rootfs/a"), "x").unwrap_err();
+    // Another one of that id is nowhere where the guest may remember the first.
+    let second = share.add_rootfs(&cid("ov"), &[overlay(&dirs, &lower)], Path::new("/nonexistent"), true).unwrap();
+    assert_eq!(second, "/run/kata-containers/shared/containers/ov~1/rootfs");
+    assert_eq!(share.add_bind(&cid("ov"), &one, true, false).unwrap(), second.replace("rootfs", "mounts/0"));
+    let e = fs::write(at(&share, "ov~1/rootfs/a"), "x").unwrap_err();
     assert_eq!(e.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     let e = share.add_rootfs(&cid("ov"), &[], &one, false).unwrap_err();
     assert!(matches!(e, ShareError::Exists(_)), "{e}");
@@ -288,7 +292,7 @@ fn removal_never_touches_content() {
     drop(open);
     assert_eq!(fs::read_to_string(dir.join("keep")).unwrap(), "me");
     // Something that is no mount point of ours.
-    let stray = share.dir().join("c");
+    let stray = share.dir().join("c~1");
     fs::create_dir(&stray).unwrap();
     fs::write(stray.join("precious"), "content").unwrap();
     let e = share.remove_container(&cid("c")).unwrap_err();
