@@ -100,6 +100,14 @@ impl AgentClient {
         }
     }
 
+    /// Opens a debug console: text both ways. With a command: what that prints. A guest that has none says so.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the connection is over.
+    pub async fn console(&self, command: &str) -> Result<AgentStream, ConnectError> {
+        self.streams.open(&kata_proto::channel::StreamHeader::Console { command: command.to_owned() }).await
+    }
+
     /// Becomes true when the connection is over, for whatever reason; never missed.
     pub fn closed(&self) -> watch::Receiver<bool> {
         self.closed.clone()

@@ -285,12 +285,53 @@ pub enum Verb {
     /// VMs that begin before they are asked for.
     #[command(subcommand)]
     Factory(Factory),
+    /// Looks around in the guest of a sandbox of any engine on this host (needs debug_console_enabled in [agent.kata]).
+    DebugConsole {
+        /// The sandbox's id.
+        sandbox: String,
+        /// One command; none: those that are typed. "help" lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Prints the metrics of a sandbox of any engine on this host, in Prometheus' format.
+    Metrics {
+        /// The sandbox's id.
+        sandbox: String,
+    },
+    /// The packet filter of a sandbox's guest.
+    #[command(subcommand)]
+    Iptables(Iptables),
     /// Prints the configuration in force.
     #[command(alias = "kata-env")]
     Env {
         /// As JSON instead of TOML.
         #[arg(long)]
         json: bool,
+    },
+}
+
+/// `iptables`.
+#[derive(Debug, Subcommand)]
+pub enum Iptables {
+    /// Prints it, as iptables-save(8) does.
+    Get {
+        /// The sandbox's id.
+        #[arg(long)]
+        sandbox_id: String,
+        /// The one for IPv6.
+        #[arg(long)]
+        v6: bool,
+    },
+    /// Replaces it, as iptables-restore(8) does.
+    Set {
+        /// The sandbox's id.
+        #[arg(long)]
+        sandbox_id: String,
+        /// The one for IPv6.
+        #[arg(long)]
+        v6: bool,
+        /// The rules; none or "-": stdin.
+        file: Option<PathBuf>,
     },
 }
 
@@ -325,5 +366,8 @@ mod tests {
         ok("kata-runtime ps --format json id");
         ok("kata-runtime update --memory 64m --cpu-quota -1 id");
         ok("kata-runtime ps id -ef");
+        let a = ok("kata-runtime debug-console pod ls -l /");
+        assert!(matches!(a.verb, Verb::DebugConsole { command, .. } if command == ["ls", "-l", "/"]));
+        ok("kata-runtime iptables set --v6 --sandbox-id x -");
     }
 }

@@ -4,6 +4,7 @@
 mod args;
 mod check;
 mod client;
+mod console;
 mod create;
 mod env;
 mod error;
@@ -13,6 +14,7 @@ mod factory;
 mod features;
 pub mod kata_shim;
 mod log;
+mod management;
 mod query;
 mod signals;
 mod spec;
@@ -73,6 +75,8 @@ async fn run(args: Args) -> Result<u8, error::CliError> {
     match args.verb {
         Verb::Create(a) => create::create(&global, a).await,
         Verb::Run(a) => create::run(&global, a).await,
+        // Upstream's: a debug console.
+        Verb::Exec(a) if a.command.is_empty() && a.process.is_none() => console::console(&global.store, &a.id, &[]),
         Verb::Exec(a) => exec::exec(&global, a).await,
         Verb::Start { id } => verbs::start(&global.store, &id).await,
         Verb::State { id } => verbs::state(&global.store, &id).await,
@@ -92,6 +96,9 @@ async fn run(args: Args) -> Result<u8, error::CliError> {
         }
         Verb::Check { verbose } => check::check(global.config.as_deref(), verbose),
         Verb::Factory(verb) => factory::factory(global.config.as_deref(), verb).await,
+        Verb::DebugConsole { sandbox, command } => console::console(&global.store, &sandbox, &command),
+        Verb::Metrics { sandbox } => management::metrics(&global.store, &sandbox).await,
+        Verb::Iptables(verb) => management::iptables(&global.store, verb).await,
         Verb::Env { json } => env::env(global.config.as_deref(), json),
     }
 }

@@ -25,7 +25,7 @@ pub const KNOWN: &[(&str, &[&str])] = &[
         ],
     ),
     ("agent", &["kata"]),
-    ("agent.kata", &["enable_debug", "kernel_modules"]),
+    ("agent.kata", &["enable_debug", "kernel_modules", "debug_console_enabled"]),
     ("runtime", &["enable_debug", "disable_guest_seccomp"]),
     ("factory", &["enable_template", "template_path", "vm_cache_number"]),
 ];
@@ -58,7 +58,6 @@ pub const NOT_HERE: &[&str] = &[
     "hypervisor.qemu.cold_plug_vfio",
     "factory.vm_cache_endpoint",
     "agent.kata.enable_tracing",
-    "agent.kata.debug_console_enabled",
     "agent.kata.dial_timeout",
     "runtime.internetworking_model",
     "runtime.disable_new_netns",

@@ -112,6 +112,8 @@ pub struct Agent {
     pub enable_debug: bool,
     /// Modules that the guest loads: "name parameter=value ...".
     pub kernel_modules: Vec<String>,
+    /// The guest has a debug console (`kata-runtime debug-console`).
+    pub debug_console_enabled: bool,
 }
 
 /// `[runtime]`.

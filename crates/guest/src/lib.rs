@@ -10,6 +10,7 @@
 
 mod attach;
 mod boot;
+mod console;
 mod container;
 mod copy;
 mod devices;

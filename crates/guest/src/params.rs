@@ -19,6 +19,8 @@ pub struct Params {
     pub container_pipe_size: Option<usize>,
     /// `agent.check_kernel`: look whether the kernel has every option that containers need.
     pub check_kernel: bool,
+    /// `agent.debug_console`: the host may look around in the guest.
+    pub debug_console: bool,
     /// What could not be understood, one sentence each; logged once the logger works.
     pub warnings: Vec<String>,
 }
@@ -30,6 +32,7 @@ impl Default for Params {
             hotplug_timeout: HOTPLUG_TIMEOUT,
             container_pipe_size: None,
             check_kernel: false,
+            debug_console: false,
             warnings: Vec::new(),
         }
     }
@@ -63,15 +66,20 @@ impl Params {
                 Ok(n) => self.container_pipe_size = Some(n),
                 Err(_) => return Err("not a number of bytes".into()),
             },
-            "check_kernel" => match value {
-                "" | "1" | "true" => self.check_kernel = true,
-                "0" | "false" => self.check_kernel = false,
-                _ => return Err("neither true nor false".into()),
-            },
-            "debug_console" => return Err("this build has no debug console".into()),
+            "check_kernel" => self.check_kernel = switch(value)?,
+            "debug_console" => self.debug_console = switch(value)?,
             _ => return Err("this build does not know it".into()),
         }
         Ok(())
+    }
+}
+
+/// A parameter that is there is on.
+fn switch(value: &str) -> Result<bool, String> {
+    match value {
+        "" | "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("neither true nor false".into()),
     }
 }
 
@@ -83,15 +91,16 @@ mod tests {
     fn known_words_are_read_and_the_rest_is_named() {
         let p = Params::parse(
             "console=ttyS0 agent.log=debug agent.hotplug_timeout=7 agent.container_pipe_size=4096 agent.check_kernel \
-             agent.debug_console agent.frobnicate=1 agent.log=loud quiet\n",
+             agent.debug_console agent.debug_console_vport=1 agent.frobnicate=1 agent.log=loud quiet\n",
         );
         assert_eq!(p.log, LevelFilter::Debug);
         assert_eq!(p.hotplug_timeout, Duration::from_secs(7));
         assert_eq!(p.container_pipe_size, Some(4096));
-        assert!(p.check_kernel);
+        assert!(p.check_kernel && p.debug_console);
+        assert!(!Params::parse("agent.debug_console=false").debug_console && !Params::default().debug_console);
         let all = p.warnings.join("\n");
         assert_eq!(p.warnings.len(), 3, "{all}");
-        for word in ["agent.debug_console", "agent.frobnicate=1", "agent.log=loud"] {
+        for word in ["agent.debug_console_vport=1", "agent.frobnicate=1", "agent.log=loud"] {
             assert!(all.contains(word), "{all}");
         }
     }

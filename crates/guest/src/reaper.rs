@@ -119,6 +119,10 @@ pub async fn ended(exit: &Exit) -> i32 {
     }
 }
 
+/// Tests that start a reaper wait for any child of their program, so only one of them may run at a time.
+#[cfg(test)]
+pub static ALONE: Mutex<()> = Mutex::new(());
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::attach::Attachments;
 use crate::boot::{self, BootError};
+use crate::console::Console;
 use crate::container::Context;
 use crate::failure::chain;
 use crate::local::{self, LocalError};
@@ -123,13 +124,14 @@ async fn serve(params: Params, place: Place, share: Option<OwnedFd>) -> Result<I
     let reaper = Reaper::start().map_err(start("no handler for SIGCHLD"))?;
     let oom = Oom::start().map_err(start("no inotify"))?;
     let attachments = Arc::new(Attachments::default());
+    let console = Console::new(params.debug_console, reaper.clone());
     let context = Context { reaper, attachments: attachments.clone(), pipe_size: params.container_pipe_size };
     let storages = Storages::new(params.hotplug_timeout, share);
     let hotplug = params.hotplug_timeout;
     let owns_machine = matches!(place, Place::Machine);
     let guest = Arc::new(Guest::new(params, owns_machine, oom, context, storages));
     let (_server, connections) = rpc::start(service::services(guest)).await.map_err(AgentError::Server)?;
-    let dispatcher = Dispatcher::new(connections, attachments);
+    let dispatcher = Dispatcher::new(connections, attachments, console);
     match place {
         Place::Machine => machine(&dispatcher, hotplug).await,
         Place::Socket(listener) => {

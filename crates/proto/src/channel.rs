@@ -188,6 +188,11 @@ pub enum StreamHeader {
         /// which of them "localhost" stands.
         to: SocketAddr,
     },
+    /// The debug console, both ways, as text. With a command: that one, without prompts; empty: what the host types.
+    Console {
+        /// One line, less than 64 KiB.
+        command: String,
+    },
 }
 
 /// The agent has the connection.
@@ -228,6 +233,7 @@ impl StreamHeader {
                 }
                 (DIAL, p)
             }
+            StreamHeader::Console { command } => (3, command.as_bytes().to_vec()),
         };
         let mut out = vec![b'K', 1, kind, 0];
         out.extend((payload.len() as u16).to_be_bytes());
@@ -255,6 +261,7 @@ impl StreamHeader {
         match (kind, payload) {
             (0, []) => Some(StreamHeader::Rpc),
             (2, []) => Some(StreamHeader::Log),
+            (3, command) => Some(StreamHeader::Console { command: String::from_utf8(command.to_vec()).ok()? }),
             (1, [stream, rest @ ..]) => {
                 let stream = match stream {
                     0 => Stdio::In,
@@ -340,6 +347,8 @@ mod tests {
             for h in [
                 StreamHeader::Rpc,
                 StreamHeader::Log,
+                StreamHeader::Console { command: String::new() },
+                StreamHeader::Console { command: "cat /proc/version".into() },
                 StreamHeader::Stdio { container: "c1".into(), exec: String::new(), stream: Stdio::Out },
                 StreamHeader::Stdio { container: "c1".into(), exec: "e".into(), stream: Stdio::In },
                 StreamHeader::Dial { to: ([127, 0, 0, 1], 8080).into() },
@@ -356,6 +365,7 @@ mod tests {
                 b"X\x01\x00\x00\x00\x00",
                 b"K\x01\x01\x00\x00\x03\x00\x00\xff",
                 b"K\x01\x08\x00\x00\x05\x00\x50\x7f\x00\x00",
+                b"K\x01\x03\x00\x00\x01\xff",
             ] {
                 let mut io = bad;
                 assert!(StreamHeader::read(&mut io).await.is_err(), "{bad:?}");

@@ -42,6 +42,11 @@ pub enum SandboxError {
     /// No machine. The text names the stage.
     #[error("{0}")]
     Boot(String),
+    /// The debug console.
+    #[error(
+        "the debug console is off; set debug_console_enabled = true in [agent.kata], for sandboxes that start afterwards"
+    )]
+    NoConsole,
     /// The machine has ended.
     #[error("the sandbox is gone: {0}")]
     Dead(String),

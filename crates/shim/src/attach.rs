@@ -52,11 +52,19 @@ pub struct ListAnswer {
     pub table: String,
 }
 
+/// Instead of a hello: asks for a debug console in the guest. After the [`AttachReply`], what is sent is what is typed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleQuery {
+    /// One command, or empty: whatever is typed.
+    pub console: String,
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum First {
     Attach(AttachHello),
     List(ListQuery),
+    Console(ConsoleQuery),
 }
 
 /// The answer to a hello.
@@ -142,8 +150,12 @@ pub async fn serve(listener: UnixListener, attachments: Attachments, sandbox: Ar
 async fn connection(stream: UnixStream, attachments: &Attachments, sandbox: &Arc<Sandbox>) -> io::Result<()> {
     let pid = stream.peer_cred()?.pid().unwrap_or(0);
     let (first, fds) = read_first(&stream).await?;
+    if let First::Console(query) = first {
+        return console(stream, sandbox, &query.console).await;
+    }
     let (reader, mut writer) = stream.into_split();
     let hello = match first {
+        First::Console(_) => return Ok(()),
         First::Attach(hello) => hello,
         First::List(query) => {
             let answer = match sandbox.guest_processes(&query.list, "table", query.args).await {
@@ -222,7 +234,20 @@ async fn obey(line: &str, sandbox: &Arc<Sandbox>, key: &(String, String)) {
     }
 }
 
-async fn send<T: Serialize>(writer: &mut tokio::net::unix::OwnedWriteHalf, message: &T) -> io::Result<()> {
+/// Joins whoever asked with a debug console in the guest.
+async fn console(mut stream: UnixStream, sandbox: &Sandbox, command: &str) -> io::Result<()> {
+    let opened = sandbox.console(command).await;
+    let reply = AttachReply { error: opened.as_ref().err().map(ToString::to_string) };
+    send(&mut stream, &reply).await?;
+    if let Ok(mut guest) = opened {
+        tracing::warn!("somebody looks around in the guest by the debug console");
+        // It ends with either side.
+        drop(tokio::io::copy_bidirectional(&mut stream, &mut guest).await);
+    }
+    Ok(())
+}
+
+async fn send<T: Serialize>(writer: &mut (impl tokio::io::AsyncWrite + Unpin), message: &T) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     writer.write_all(&line).await

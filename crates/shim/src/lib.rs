@@ -14,7 +14,7 @@ mod publish;
 mod service;
 mod stats;
 
-pub use attach::{AttachHello, AttachReply, FromDaemon, ListAnswer, ListQuery, ToDaemon};
+pub use attach::{AttachHello, AttachReply, ConsoleQuery, FromDaemon, ListAnswer, ListQuery, ToDaemon};
 
 /// The value of a task's `stdin` field that says: the stdio came over the attach socket. A process of the host that
 /// attached there stands for the task.

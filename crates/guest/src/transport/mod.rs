@@ -6,6 +6,7 @@
 //! vsock 1028 ────────────────────────────────┘                   Stdio: a process's pump
 //! vsock 1024 ────────────────────────────────────────────────>   Log: the log
 //!                                                                Dial: a connection in the guest
+//!                                                                Console: the debug console
 //! ```
 
 mod dial;
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
 use crate::attach::Attachments;
+use crate::console::Console;
 use crate::logger;
 
 /// A two-way byte stream from the host.
@@ -74,12 +76,13 @@ impl Session {
 pub struct Dispatcher {
     rpc: mpsc::Sender<HostStream>,
     attachments: Arc<Attachments>,
+    console: Console,
 }
 
 impl Dispatcher {
     /// `rpc` feeds the ttrpc server.
-    pub fn new(rpc: mpsc::Sender<HostStream>, attachments: Arc<Attachments>) -> Self {
-        Dispatcher { rpc, attachments }
+    pub fn new(rpc: mpsc::Sender<HostStream>, attachments: Arc<Attachments>, console: Console) -> Self {
+        Dispatcher { rpc, attachments, console }
     }
 
     /// A stream that is for remote calls.
@@ -104,6 +107,7 @@ impl Dispatcher {
             }
             StreamHeader::Log => logger::stream_to(stream, session.over()).await,
             StreamHeader::Dial { to } => dial::call(stream, to, session.over()).await,
+            StreamHeader::Console { command } => self.console.serve(stream, &command).await,
         }
     }
 }

@@ -51,15 +51,15 @@ pub struct Identity {
 /// The generic VM that a configuration means: nothing of a sandbox's is in it.
 pub fn vm_spec(config: &Config, sandbox: &SandboxId, run_dir: &Path, cgroups: &[PathBuf]) -> VmSpec {
     let qemu = &config.hypervisor.qemu;
+    let mut params: Vec<String> = qemu.kernel_params.split_whitespace().map(str::to_owned).collect();
+    if config.agent.kata.debug_console_enabled {
+        params.push("agent.debug_console".into());
+    }
     VmSpec {
         sandbox: sandbox.clone(),
         run_dir: run_dir.to_owned(),
         binary: qemu.path.clone(),
-        boot: Boot {
-            kernel: qemu.kernel.clone(),
-            initrd: qemu.initrd.clone(),
-            params: qemu.kernel_params.split_whitespace().map(str::to_owned).collect(),
-        },
+        boot: Boot { kernel: qemu.kernel.clone(), initrd: qemu.initrd.clone(), params },
         memory: qemu.default_memory,
         max_memory: qemu.max_memory(),
         vcpus: qemu.vcpus(),

@@ -1,6 +1,6 @@
 //! What operators ask of a sandbox, beyond its containers' lives.
 
-use kata_agent_client::AgentClient;
+use kata_agent_client::{AgentClient, AgentStream};
 use kata_proto::agent as pb;
 use kata_vmm::AgentAddr;
 
@@ -55,6 +55,17 @@ impl Sandbox {
     /// [`SandboxError`].
     pub async fn guest_metrics(&self) -> Result<String, SandboxError> {
         Ok(self.agent()?.calls().get_metrics(pb::GetMetricsRequest::new()).await?.metrics)
+    }
+
+    /// A debug console in the guest: text both ways, or with a command what that prints.
+    ///
+    /// # Errors
+    /// [`SandboxError::NoConsole`] unless the configuration wants one; or the guest is gone.
+    pub async fn console(&self, command: &str) -> Result<AgentStream, SandboxError> {
+        if !self.options.config.agent.kata.debug_console_enabled {
+            return Err(SandboxError::NoConsole);
+        }
+        self.agent()?.console(command).await.map_err(|e| SandboxError::Dead(e.to_string()))
     }
 
     /// The guest's packet filter in the words of iptables-save(8).
