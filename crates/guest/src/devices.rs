@@ -194,48 +194,71 @@ pub fn find(device: &Device, limit: Duration) -> Result<Found, DeviceError> {
 /// # Errors
 /// [`DeviceError::Unused`].
 pub fn apply(spec: &mut oci::Spec, devices: &[Device], found: &[Found]) -> Result<(), DeviceError> {
-    let mut numbers = HashMap::new();
+    let mut numbers = Numbers::default();
     for (device, found) in devices.iter().zip(found) {
         let path = &device.container_path;
-        if let Some((major, minor)) = host_numbers(device) {
-            numbers.insert((major, minor), (found.major, found.minor));
-        }
         let linux = spec.Linux.mut_or_insert_default();
-        if let Some(node) = linux.Devices.iter_mut().find(|d| d.Path == *path) {
-            numbers.insert((node.Major, node.Minor), (found.major, found.minor));
+        let host = if let Some(node) = linux.Devices.iter_mut().find(|d| d.Path == *path) {
+            let host = (node.Major, node.Minor);
             (node.Major, node.Minor, node.Type) = (found.major, found.minor, "b".to_owned());
+            Some(host)
         } else if let Some(mount) = spec.Mounts.iter_mut().find(|m| m.destination == *path) {
             mount.source.clone_from(&found.node);
+            host_numbers(device)
         } else {
             return Err(DeviceError::Unused { container_path: path.clone() });
+        };
+        if let Some(host) = host {
+            numbers.0.entry(host).or_default().push((found.major, found.minor));
         }
     }
     let Some(resources) = spec.Linux.as_mut().and_then(|l| l.Resources.as_mut()) else { return Ok(()) };
-    // All at once: a guest's number may be another device's number on the host.
-    for rule in resources.Devices.iter_mut().filter(|r| r.Type == "b") {
-        if let Some(guest) = numbers.get(&(rule.Major, rule.Minor)) {
-            (rule.Major, rule.Minor) = *guest;
-        }
-    }
+    numbers.translate(&mut resources.Devices, |r| r.Type == "b", |r| (&mut r.Major, &mut r.Minor));
     if let Some(io) = resources.BlockIO.as_mut() {
-        for w in &mut io.WeightDevice {
-            if let Some(guest) = numbers.get(&(w.Major, w.Minor)) {
-                (w.Major, w.Minor) = *guest;
-            }
-        }
+        numbers.translate(&mut io.WeightDevice, |_| true, |w| (&mut w.Major, &mut w.Minor));
         let lists = [
             &mut io.ThrottleReadBpsDevice,
             &mut io.ThrottleWriteBpsDevice,
             &mut io.ThrottleReadIOPSDevice,
             &mut io.ThrottleWriteIOPSDevice,
         ];
-        for t in lists.into_iter().flatten() {
-            if let Some(guest) = numbers.get(&(t.Major, t.Minor)) {
-                (t.Major, t.Minor) = *guest;
-            }
+        for list in lists {
+            numbers.translate(list, |_| true, |t| (&mut t.Major, &mut t.Minor));
         }
     }
     Ok(())
+}
+
+/// The guest's numbers of a device by the host's. It has two where it was plugged twice, to be written to and not.
+#[derive(Default)]
+struct Numbers(HashMap<(i64, i64), Vec<(i64, i64)>>);
+
+impl Numbers {
+    /// Puts the guest's numbers into each item, which is repeated for each of them. All at once: a guest's number may be
+    /// another device's number on the host.
+    fn translate<T: Clone>(
+        &self,
+        list: &mut Vec<T>,
+        applies: impl Fn(&T) -> bool,
+        numbers_of: impl Fn(&mut T) -> (&mut i64, &mut i64),
+    ) {
+        let mut all = Vec::with_capacity(list.len());
+        for mut item in list.drain(..) {
+            let (major, minor) = numbers_of(&mut item);
+            let guests = self.0.get(&(*major, *minor)).filter(|_| applies(&item));
+            let Some(guests) = guests else {
+                all.push(item);
+                continue;
+            };
+            for guest in guests {
+                let mut one = item.clone();
+                let (major, minor) = numbers_of(&mut one);
+                (*major, *minor) = *guest;
+                all.push(one);
+            }
+        }
+        *list = all;
+    }
 }
 
 /// What our hosts tell of a device that the spec has no node for: its numbers there, as the option "host=8:16".
@@ -300,12 +323,16 @@ mod tests {
         c.options.push("host=8:32".into());
         let found = |node: &str, major, minor| Found { node: node.into(), major, minor };
         // The guest's first number is the host's second.
-        let there = [found("/dev/sdb", 8, 16), found("/dev/sda", 8, 0), found("/dev/vda", 254, 0)];
-        apply(&mut spec, &[at("/dev/a"), at("/dev/b"), c], &there).unwrap();
+        let there =
+            [found("/dev/sdb", 8, 16), found("/dev/sda", 8, 0), found("/dev/vda", 254, 0), found("/dev/vdb", 254, 16)];
+        spec.Mounts.push(oci::Mount { destination: "/mnt/d".into(), ..Default::default() });
+        let mut d = at("/mnt/d");
+        d.options.push("host=8:32".into());
+        apply(&mut spec, &[at("/dev/a"), at("/dev/b"), c, d], &there).unwrap();
         let linux = spec.Linux.as_ref().unwrap();
         assert_eq!((linux.Devices[0].Minor, linux.Devices[1].Minor), (16, 0));
         let rules: Vec<_> = linux.Resources.Devices.iter().map(|r| (r.Major, r.Minor)).collect();
-        assert_eq!(rules, [(8, 16), (8, 0), (8, 0), (254, 0)]);
+        assert_eq!(rules, [(8, 16), (8, 0), (8, 0), (254, 0), (254, 16)]);
         assert_eq!(linux.Resources.BlockIO.ThrottleReadBpsDevice[0].Major, 254);
         assert_eq!(spec.Mounts[0].source, "/dev/vda");
         assert!(matches!(apply(&mut spec, &[at("/x")], &there), Err(DeviceError::Unused { .. })));
