@@ -102,6 +102,8 @@ pub struct Qemu {
     pub uid_range: (u32, u32),
     /// Ours: seconds that a VM may take to boot and answer.
     pub boot_timeout: u32,
+    /// The VMM moves the network's packets itself, also where the host has vhost-net.
+    pub disable_vhost_net: bool,
 }
 
 /// `[agent.kata]`.
@@ -116,6 +118,19 @@ pub struct Agent {
     pub debug_console_enabled: bool,
 }
 
+/// How the engine's network interfaces become the VM's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InternetworkingModel {
+    /// A tap beside each, and traffic control that redirects all packets both ways.
+    #[default]
+    Tcfilter,
+    /// A macvtap on top of each.
+    Macvtap,
+    /// Not at all: only taps that somebody has made for the VM are given to it.
+    None,
+}
+
 /// `[runtime]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -124,6 +139,11 @@ pub struct Runtime {
     pub enable_debug: bool,
     /// Drop the spec's seccomp profile: the VM is the boundary.
     pub disable_guest_seccomp: bool,
+    /// How the engine's network interfaces become the VM's.
+    pub internetworking_model: InternetworkingModel,
+    /// Nothing is done about networks: no namespace is made, entered or looked into, and a container that asks for the
+    /// host's network gets a VM without one. Only with the model `none`.
+    pub disable_new_netns: bool,
 }
 
 impl Default for Qemu {
@@ -144,6 +164,7 @@ impl Default for Qemu {
             enable_debug: false,
             uid_range: (400_000, 465_535),
             boot_timeout: 60,
+            disable_vhost_net: false,
         }
     }
 }
@@ -156,6 +177,11 @@ impl Default for Factory {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Runtime { enable_debug: false, disable_guest_seccomp: true }
+        Runtime {
+            enable_debug: false,
+            disable_guest_seccomp: true,
+            internetworking_model: InternetworkingModel::Tcfilter,
+            disable_new_netns: false,
+        }
     }
 }

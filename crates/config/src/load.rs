@@ -7,7 +7,7 @@ use thiserror::Error;
 use toml::{Table, Value};
 
 use crate::nearest::nearest;
-use crate::{Config, keys};
+use crate::{Config, InternetworkingModel, keys};
 
 /// The most VMs that may wait: each takes memory.
 const MAX_POOL: u32 = 1000;
@@ -201,6 +201,14 @@ fn check_values(config: &Config) -> Result<(), String> {
     if f.vm_cache_number > MAX_POOL {
         return Err(format!("factory.vm_cache_number is {}; at most {MAX_POOL}", f.vm_cache_number));
     }
+    let r = &config.runtime;
+    if r.disable_new_netns && r.internetworking_model != InternetworkingModel::None {
+        return Err(
+            "runtime.disable_new_netns = true needs runtime.internetworking_model = \"none\": there is nobody to \
+             connect the VM's network with the host's"
+                .into(),
+        );
+    }
     if q.boot_timeout == 0 {
         return fail("boot_timeout", "is 0 seconds; nothing boots in that".into());
     }
@@ -272,6 +280,8 @@ mod tests {
             ("[proxy.kata]\n", "unknown key proxy"),
             ("[factory]\nvm_cache_number = 1001", "at most 1000"),
             ("[factory]\ntemplate_path = \"x\"", "absolute path"),
+            ("[runtime]\ninternetworking_model = \"bridged\"", "unknown variant"),
+            ("[runtime]\ndisable_new_netns = true", "internetworking_model = \"none\""),
             ("[factory]\nvm_cache_endpoint = \"/x\"", "not supported"),
         ] {
             let got = error(text);
