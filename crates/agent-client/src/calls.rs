@@ -152,6 +152,16 @@ calls! {
     set_ip_tables(SetIPTablesRequest) -> pb::SetIPTablesResponse, Some(QUICK);
     /// The agent's and the guest's metrics, as a page in Prometheus' format.
     get_metrics(GetMetricsRequest) -> pb::Metrics, Some(QUICK);
+    /// Makes an interface of the guest what the request says; waits for one that is just being plugged.
+    update_interface(UpdateInterfaceRequest) -> kata_proto::types::Interface, Some(LONG);
+    /// Makes the guest's routes what the list says.
+    update_routes(UpdateRoutesRequest) -> pb::Routes, Some(QUICK);
+    /// The guest's interfaces.
+    list_interfaces(ListInterfacesRequest) -> pb::Interfaces, Some(QUICK);
+    /// The guest's routes.
+    list_routes(ListRoutesRequest) -> pb::Routes, Some(QUICK);
+    /// Adds neighbours.
+    add_arp_neighbors(AddARPNeighborsRequest) -> Empty, Some(QUICK);
     /// What the agent can do.
     get_guest_details(GuestDetailsRequest) -> pb::GuestDetailsResponse, Some(QUICK);
 }

@@ -86,7 +86,7 @@ async fn make_in(
         log: None,
         events: None,
     });
-    let (run_dir, _) = launched.map_err(|e| (e.into(), None))?;
+    let (run_dir, daemon_pid) = launched.map_err(|e| (e.into(), None))?;
     let gone = || CliError::Daemon("the sandbox's daemon ended at once; see its log".into());
     let daemon = Daemon::connect(&run_dir).await.ok_or_else(|| (gone(), None))?;
     let done = async {
@@ -99,6 +99,7 @@ async fn make_in(
             console_socket: a.console_socket.clone(),
             size: process.console_size.map(|s| [s.height, s.width]),
             first: None,
+            network_of: daemon_pid,
             argv: &process.args,
         })?;
         daemon.create(&a.id, bundle, process.terminal).await?;

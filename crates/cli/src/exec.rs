@@ -38,6 +38,7 @@ pub async fn exec(global: &Global, a: ExecArgs) -> Result<u8, CliError> {
         console_socket: a.console_socket.clone(),
         size: process.console_size.map(|s| [s.height, s.width]),
         first: Some(state.pid),
+        network_of: state.pid,
         argv: &process.args,
     })?;
     daemon.exec(&a.id, &exec_id, &process).await?;

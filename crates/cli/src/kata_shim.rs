@@ -53,6 +53,8 @@ pub struct ShimArgs {
     pub ready_fd: RawFd,
     /// The pid of the container's first shim, whose namespaces an exec's shim joins.
     pub first: Option<i32>,
+    /// The pid of a process in the sandbox's network namespace.
+    pub network_of: i32,
 }
 
 /// Runs it: reads [`ENV`]. `args` is what `ps` shows and means nothing.
@@ -110,6 +112,10 @@ fn inherit(fd: RawFd) -> std::io::Result<OwnedFd> {
 /// helper and in the shim, which is its sibling and so the child of whoever started it.
 fn enter_namespaces(args: &ShimArgs, ready: &mut std::fs::File) -> Result<Clone, String> {
     let fail = |what: &str, e: &dyn std::fmt::Display| format!("the shim's namespaces: {what}: {e}");
+    // Engines look for the container's network at our pid, from the moment they know it.
+    let path = format!("/proc/{}/ns/net", args.network_of);
+    let network = std::fs::File::open(&path).map_err(|e| fail(&path, &e))?;
+    setns(&network, CloneFlags::CLONE_NEWNET).map_err(|e| fail("join net", &e))?;
     let joined = match args.first {
         Some(pid) => {
             // Both are opened through the host's /proc, before its place is taken.

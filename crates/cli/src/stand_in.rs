@@ -36,6 +36,8 @@ pub struct StandInSpec<'a> {
     pub size: Option<[u32; 2]>,
     /// The pid that stands for the container's first process, when this is an exec.
     pub first: Option<i32>,
+    /// The pid of a process in the sandbox's network namespace.
+    pub network_of: i32,
     /// What `ps` on the host shows.
     pub argv: &'a [String],
 }
@@ -57,6 +59,7 @@ impl StandIn {
             size: spec.size,
             ready_fd: tell.as_raw_fd(),
             first: spec.first,
+            network_of: spec.network_of,
         };
         let args = serde_json::to_string(&args).map_err(|e| io("encode the arguments of", exe)(e.into()))?;
         let mut command = Command::new(exe);

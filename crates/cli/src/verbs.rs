@@ -188,7 +188,7 @@ async fn poststop(id: &str, bundle: &Path, hooks: &[Hook], annotations: BTreeMap
         annotations,
     };
     for hook in hooks {
-        if let Err(err) = run_hooks("poststop", std::slice::from_ref(hook), &state).await {
+        if let Err(err) = run_hooks("poststop", std::slice::from_ref(hook), &state, None).await {
             eprintln!("kata-runtime: {err}");
         }
     }

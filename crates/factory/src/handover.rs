@@ -1,5 +1,6 @@
 //! How a waiting sandbox is told whose it is: one JSON line each way over its socket `handover.sock`, the taker's with
-//! a descriptor of its mount namespace: what the host has mounted since the sandbox began to wait is seen only there.
+//! descriptors of its mount namespace, for what the host has mounted since the sandbox began to wait is seen only there, and
+//! of its network namespace, which is the host's for this sandbox.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice};
@@ -71,12 +72,12 @@ pub fn socket(run_dir: &Path) -> PathBuf {
 pub fn give(name: &Name) -> io::Result<Ready> {
     let stream = UnixStream::connect(socket(&name.run_dir))?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    let namespace = File::open("/proc/self/ns/mnt")?;
+    let (mounts, network) = (File::open("/proc/self/ns/mnt")?, File::open("/proc/self/ns/net")?);
     let mut line = serde_json::to_vec(name)?;
     line.push(b'\n');
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [namespace.as_fd()];
+    let fds = [mounts.as_fd(), network.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
     let sent = sendmsg(&stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
     if sent != line.len() {
@@ -85,6 +86,15 @@ pub fn give(name: &Name) -> io::Result<Ready> {
     let mut answer = String::new();
     BufReader::new(&stream).read_line(&mut answer)?;
     Ok(serde_json::from_str(answer.trim())?)
+}
+
+/// The namespaces of whoever takes a sandbox.
+#[derive(Debug)]
+pub struct Theirs {
+    /// Of mounts.
+    pub mounts: OwnedFd,
+    /// Of the network.
+    pub network: OwnedFd,
 }
 
 /// What a taker has said, from a stream that does not block: `None` as long as it is not whole.
@@ -96,10 +106,10 @@ impl Incoming {
     ///
     /// # Errors
     /// `WouldBlock`; `UnexpectedEof` and `InvalidData` from somebody who is no taker; else recvmsg(2)'s.
-    pub fn read(&mut self, stream: impl AsFd) -> io::Result<Option<(Name, OwnedFd)>> {
+    pub fn read(&mut self, stream: impl AsFd) -> io::Result<Option<(Name, Theirs)>> {
         let Some((name, fds)) = self.0.read(stream)? else { return Ok(None) };
-        let [namespace] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| io::ErrorKind::InvalidData)?;
-        Ok(Some((name, namespace)))
+        let [mounts, network] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(Some((name, Theirs { mounts, network })))
     }
 }
 
@@ -122,17 +132,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_arrives_with_the_namespace_of_who_gave_it() {
+    fn a_name_arrives_with_the_namespaces_of_who_gave_it() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(socket(dir.path())).unwrap();
         let wanted = name(dir.path());
         let theirs = wanted.clone();
         let taker = std::thread::spawn(move || give(&theirs));
         let (stream, _) = listener.accept().unwrap();
-        let (got, namespace) = Incoming::default().read(&stream).unwrap().unwrap();
+        let (got, theirs) = Incoming::default().read(&stream).unwrap().unwrap();
         assert_eq!(got, wanted);
         let of = |file: &File| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
-        assert_eq!(of(&File::from(namespace)), of(&File::open("/proc/self/ns/mnt").unwrap()));
+        assert_eq!(of(&File::from(theirs.mounts)), of(&File::open("/proc/self/ns/mnt").unwrap()));
+        assert_eq!(of(&File::from(theirs.network)), of(&File::open("/proc/self/ns/net").unwrap()));
         serde_json::to_writer(&stream, &Ready { pid: Some(7), error: None }).unwrap();
         io::Write::write_all(&mut &stream, b"\n").unwrap();
         assert_eq!(taker.join().unwrap().unwrap().pid, Some(7));
@@ -153,7 +164,7 @@ mod tests {
             }
             assert!(result.is_err(), "{said}");
         }
-        // Whole, but without the descriptor.
+        // Whole, but without the descriptors.
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let mut line = serde_json::to_string(&name(Path::new("/r"))).unwrap();
         line.push('\n');

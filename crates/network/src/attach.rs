@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use kata_sys::tun;
+use kata_types::MacAddr;
 use kata_vmm::NicQueue;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
@@ -57,6 +58,8 @@ pub struct Attachment {
 /// An interface that is connected. The queues are all there is of the tap: when they are closed, it is gone.
 #[derive(Debug)]
 pub struct Attached {
+    /// The address that the VM's card must have: the interface's.
+    pub mac: MacAddr,
     /// For the VM.
     pub queues: Vec<NicQueue>,
     /// For [`detach`].
@@ -79,7 +82,7 @@ pub fn attach(netns: &Netns, interface: &Interface, slot: u32, how: Attach) -> R
     if how.model == Model::None && !direct {
         return Ok(None);
     }
-    check(interface, how.model, direct)?;
+    let mac = check(interface, how.model, direct)?;
     let work = Work { interface, name: our_name(slot), queues: how.queues.max(1) };
     let taps = netns.run(|| match how.model {
         _ if direct => work.direct(),
@@ -94,7 +97,7 @@ pub fn attach(netns: &Netns, interface: &Interface, slot: u32, how: Attach) -> R
         model: how.model,
     };
     match queues.collect() {
-        Ok(queues) => Ok(Some(Attached { queues, attachment })),
+        Ok(queues) => Ok(Some(Attached { mac, queues, attachment })),
         Err(source) => {
             detach(netns, &attachment)?;
             Err(AttachError::Os { what: "open /dev/vhost-net", interface: interface.name.clone(), source })
@@ -122,16 +125,18 @@ pub fn detach(netns: &Netns, attachment: &Attachment) -> Result<(), AttachError>
     })?
 }
 
-/// Whether the guest can have it, this way.
-fn check(interface: &Interface, model: Model, direct: bool) -> Result<(), AttachError> {
-    let reason = if interface.mac.is_none() {
-        "it has no Ethernet layer, which a network card of a VM needs; use a veth, macvlan or tap"
-    } else if interface.base && !direct {
+/// Whether the guest can have it, this way: its address.
+fn check(interface: &Interface, model: Model, direct: bool) -> Result<MacAddr, AttachError> {
+    let Some(mac) = interface.mac else {
+        let reason = "it has no Ethernet layer, which a network card of a VM needs; use a veth, macvlan or tap";
+        return Err(unsupported(interface, reason.to_owned()));
+    };
+    let reason = if interface.base && !direct {
         "another interface of the namespace is on top of it, whose packets the VM would take"
     } else if model == Model::Macvtap && matches!(interface.kind, Kind::Macvlan | Kind::Macvtap | Kind::Ipvlan) {
         "a macvtap cannot be put on top of it; set runtime.internetworking_model = \"tcfilter\""
     } else {
-        return Ok(());
+        return Ok(mac);
     };
     Err(unsupported(interface, reason.to_owned()))
 }

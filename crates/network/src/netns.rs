@@ -93,6 +93,14 @@ impl Netns {
         Netns::open(Path::new("/proc/thread-self/ns/net"))
     }
 
+    /// One that somebody has sent a descriptor of.
+    ///
+    /// # Errors
+    /// [`NetnsError::Os`].
+    pub fn adopt(fd: OwnedFd, name: &str) -> Result<Netns, NetnsError> {
+        Netns::new(fd, name.to_owned()).map_err(|source| NetnsError::Os { what: "use", name: name.to_owned(), source })
+    }
+
     /// A new one, with nothing but a loopback interface that is down. It goes when nobody has it any more.
     ///
     /// # Errors
@@ -139,11 +147,16 @@ impl Netns {
         })
     }
 
-    /// Does `work` in it, on a thread made for that. The calling thread waits.
+    /// Does `work` in it: at once if the calling thread is in it, else on a thread made for that, for which the caller
+    /// waits.
     ///
     /// # Errors
     /// [`NetnsError::Os`] when it cannot be entered.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        let here = rustix::fs::stat("/proc/thread-self/ns/net");
+        if here.is_ok_and(|here| (here.st_dev, here.st_ino) == self.identity) {
+            return Ok(work());
+        }
         std::thread::scope(|scope| {
             let inside = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
                 self.enter()?;

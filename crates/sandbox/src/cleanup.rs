@@ -40,7 +40,8 @@ pub struct Remains {
     pub damaged: Option<StateError>,
 }
 
-/// Ends every process of the sandbox, and removes its mounts, cgroups and directory. Where there is no state file
+/// Ends every process of the sandbox, and removes its mounts, cgroups, what it did in the engine's network namespace, and its
+/// directory. Where there is no state file
 /// (never written, or damaged) the daemon is found by its socket, its processes go with it, the directory shows the rest,
 /// and `cgroups_path`, the spec's, tells the cgroup. Safe to call twice, and when nothing is there.
 ///
@@ -52,6 +53,9 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
         Err(err) => Remains { state: None, damaged: Some(err) },
     };
     let killed = kill_all(run_dir, remains.state.as_ref());
+    if let Some(network) = remains.state.as_ref().and_then(|s| s.network.as_ref()) {
+        network.clean_up();
+    }
     let removed = kata_storage::remove_run_dir(run_dir);
     match (&remains.state, cgroups_path) {
         (Some(state), _) => HostCgroup { dirs: state.cgroups.clone() }.remove(),

@@ -65,6 +65,9 @@ pub enum SandboxError {
     /// A hook.
     #[error(transparent)]
     Hook(#[from] crate::hooks::HookError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     /// The state file.
     #[error(transparent)]
     StateFile(#[from] StateError),

@@ -1,8 +1,10 @@
 //! Hooks that run on the host (config.md, "POSIX-platform Hooks").
 
+use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::Duration;
 
+use kata_network::Netns;
 use kata_oci::{Hook, State};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
@@ -45,18 +47,19 @@ pub enum HookError {
     },
 }
 
-/// Runs hooks one after the other, with the state on their stdin; the first that fails ends it.
+/// Runs hooks one after the other, with the state on their stdin; the first that fails ends it. `network`: the network
+/// namespace in which they run; `None`: the caller's.
 ///
 /// # Errors
 /// [`HookError`].
-pub async fn run(point: &'static str, hooks: &[Hook], state: &State) -> Result<(), HookError> {
+pub async fn run(point: &'static str, hooks: &[Hook], state: &State, network: Option<&Netns>) -> Result<(), HookError> {
     for hook in hooks {
-        one(point, hook, state).await?;
+        one(point, hook, state, network).await?;
     }
     Ok(())
 }
 
-async fn one(point: &'static str, hook: &Hook, state: &State) -> Result<(), HookError> {
+async fn one(point: &'static str, hook: &Hook, state: &State, network: Option<&Netns>) -> Result<(), HookError> {
     let path = hook.path.clone();
     let start = |source| HookError::Start { point, path: path.clone(), source };
     let mut command = Command::new(&hook.path);
@@ -65,6 +68,10 @@ async fn one(point: &'static str, hook: &Hook, state: &State) -> Result<(), Hook
     }
     command.env_clear().envs(hook.env.iter().filter_map(|e| e.split_once('=')));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    if let Some(netns) = network {
+        let netns = netns.as_fd().try_clone_to_owned().map_err(start)?;
+        kata_sys::process::start_in_network(command.as_std_mut(), netns);
+    }
     let mut child = command.spawn().map_err(start)?;
     let text = serde_json::to_vec(state).map_err(|e| start(e.into()))?;
     let work = async {
@@ -115,13 +122,13 @@ mod tests {
         };
         rt.block_on(async {
             let ok = hook(r#"test "$A" = b && grep -q '"id":"c1"'"#, None);
-            run("prestart", &[ok], &state).await.unwrap();
-            let e = run("prestart", &[hook("echo why >&2; exit 3", None)], &state).await.unwrap_err().to_string();
+            run("prestart", &[ok], &state, None).await.unwrap();
+            let e = run("prestart", &[hook("echo why >&2; exit 3", None)], &state, None).await.unwrap_err().to_string();
             assert!(e.contains("exit status: 3") && e.contains("why"), "{e}");
-            let e = run("prestart", &[hook("sleep 30", Some(1))], &state).await.unwrap_err().to_string();
+            let e = run("prestart", &[hook("sleep 30", Some(1))], &state, None).await.unwrap_err().to_string();
             assert!(e.contains("within its 1 s"), "{e}");
             let missing = Hook { path: "/nowhere".into(), ..Hook::default() };
-            assert!(run("poststop", &[missing], &state).await.unwrap_err().to_string().contains("/nowhere"));
+            assert!(run("poststop", &[missing], &state, None).await.unwrap_err().to_string().contains("/nowhere"));
         });
     }
 }

@@ -13,6 +13,7 @@ mod key;
 mod launch;
 mod machine;
 // Public for its benchmark.
+mod network;
 #[doc(hidden)]
 pub mod plan;
 mod process;
@@ -34,6 +35,7 @@ pub use launch::{Launch, LaunchError, Ready, launch};
 pub use machine::{
     BeginSpec, BootError, DiskError, ExerciseError, Identity, Machine, begin as begin_machine, vm_shape,
 };
+pub use network::{Joined as JoinedNetwork, NetworkError, NetworkRecord};
 pub use plan::PlanError;
 pub use process::{Exit, Process};
 pub use retire::retire;

@@ -14,7 +14,7 @@ use kata_agent_client::{AgentClient, CallError};
 use kata_proto::agent as pb;
 use kata_storage::{FsDaemon, Share, ShareError};
 use kata_types::{GUEST_SHARE_DIR, Mib, SHARE_TAG};
-use kata_vmm::{AgentAddr, Resources, Stop, Vm, VmExit};
+use kata_vmm::{AgentAddr, Device, DeviceError, DeviceId, GuestAddr, Resources, Stop, Vm, VmExit};
 use tokio::sync::watch;
 
 pub use begin::{BeginSpec, Identity, begin, connect, vm_shape, vm_spec};
@@ -168,6 +168,27 @@ impl Machine {
     /// Where its agent answers.
     pub fn agent_addr(&self) -> &AgentAddr {
         self.vm.agent_addr()
+    }
+
+    /// Plugs a device into the VM.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub async fn plug(&mut self, device: Device) -> Result<GuestAddr, DeviceError> {
+        self.vm.attach(device).await
+    }
+
+    /// Takes a device away, which the guest lets go of.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub async fn unplug(&mut self, id: &DeviceId) -> Result<(), DeviceError> {
+        self.vm.detach(id).await
+    }
+
+    /// How many vCPUs it has.
+    pub fn vcpus(&self) -> u32 {
+        self.has.vcpus
     }
 
     /// For the state file.

@@ -3,6 +3,7 @@
 
 mod create;
 mod end;
+mod networking;
 mod observe;
 mod processes;
 mod resources;
@@ -26,6 +27,7 @@ use crate::events::{Event, Events};
 use crate::guest_log;
 use crate::hostcgroup::HostCgroup;
 use crate::machine::{self, BeginSpec, Identity, Machine};
+use crate::network::{Joined as JoinedNetwork, Network};
 use crate::process::{Process, REASON_WITHIN};
 use crate::state::{ProcessRecord, StateFile};
 use crate::stdio::StdioSpec;
@@ -47,6 +49,8 @@ pub struct Options {
     pub vmm: Arc<dyn Vmm>,
     /// The host's cgroup, made already.
     pub cgroup: HostCgroup,
+    /// Its network namespace, which the thread that runs the sandbox is in; `None`: networks are not its business.
+    pub network: Option<JoinedNetwork>,
     /// Host name in the guest.
     pub hostname: String,
     /// Where events go.
@@ -91,6 +95,8 @@ struct Container {
 /// One sandbox. All methods may be called at once; what must not overlap waits for each other inside.
 pub struct Sandbox {
     options: Options,
+    /// Locked after the machine.
+    network: Option<AsyncMutex<Network>>,
     machine: AsyncMutex<MachineState>,
     agent: watch::Sender<Option<AgentClient>>,
     death: watch::Sender<Option<String>>,
@@ -113,18 +119,21 @@ impl Sandbox {
     /// When its state file cannot be written.
     pub fn start(options: Options) -> Result<Arc<Sandbox>, SandboxError> {
         let sandbox = Sandbox::new(options)?;
+        sandbox.follow_network()?;
         let early = Arc::clone(&sandbox);
         // The boot overlaps with whatever the engine still does before it asks for a container.
         tokio::spawn(async move { drop(early.boot(&mut *early.machine.lock().await).await) });
         Ok(sandbox)
     }
 
-    fn new(options: Options) -> Result<Arc<Sandbox>, SandboxError> {
+    fn new(mut options: Options) -> Result<Arc<Sandbox>, SandboxError> {
+        let network = options.network.take().map(|joined| AsyncMutex::new(Network::new(joined, &options.config)));
         let mut state = StateFile::new(options.id.as_str());
         state.cgroups.clone_from(&options.cgroup.dirs);
         state.save(&options.run_dir)?;
         Ok(Arc::new(Sandbox {
             options,
+            network,
             machine: AsyncMutex::new(MachineState::Cold),
             agent: watch::channel(None).0,
             death: watch::channel(None).0,
@@ -146,6 +155,7 @@ impl Sandbox {
         let made = Sandbox::new(options);
         let joined = made.and_then(|sandbox| {
             machine.join_cgroups(&cgroup).map_err(|e| SandboxError::Boot(e.to_string()))?;
+            sandbox.follow_network()?;
             sandbox.booted(&machine)?;
             Ok(sandbox)
         });
@@ -174,6 +184,7 @@ impl Sandbox {
         if let Some(going) = going {
             drop(going.await);
         }
+        self.leave_network().await;
         self.options.cgroup.remove();
     }
 

@@ -8,6 +8,8 @@ use kata_vmm::VmRecord;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::network::NetworkRecord;
+
 /// The file's version; a reader refuses what it does not know.
 pub const VERSION: u32 = 1;
 const FILE: &str = "state.json";
@@ -76,6 +78,9 @@ pub struct StateFile {
     pub vm: Option<VmRecord>,
     /// The file daemon, once it runs.
     pub fs: Option<ProcessRecord>,
+    /// What a crash leaves in the engine's network namespace.
+    #[serde(default)]
+    pub network: Option<NetworkRecord>,
     /// Host cgroups made for the sandbox, to be removed; absolute directories.
     pub cgroups: Vec<PathBuf>,
     /// By id.
@@ -114,6 +119,7 @@ impl StateFile {
             daemon: ProcessRecord::of(std::process::id().cast_signed()),
             vm: None,
             fs: None,
+            network: None,
             cgroups: Vec::new(),
             containers: BTreeMap::new(),
         }

@@ -15,7 +15,10 @@ use std::time::Duration;
 use containerd_shim_protos::shim_async::create_task;
 use kata_config::Config;
 use kata_metrics::Durations;
-use kata_sandbox::{HostCgroup, Machine, Options, Ready, Sandbox, attach_socket, monitor_socket, task_socket};
+use kata_network::Netns;
+use kata_sandbox::{
+    HostCgroup, JoinedNetwork, Machine, Options, Ready, Sandbox, attach_socket, monitor_socket, task_socket,
+};
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
 use tokio::net::UnixListener;
@@ -105,10 +108,18 @@ impl Sockets {
     }
 }
 
-/// Whether a sandbox begins with a machine or has to get one.
+/// What a sandbox begins with.
 enum Has {
-    Machine(Box<Machine>),
-    Nothing,
+    /// All of it.
+    Machine {
+        machine: Box<Machine>,
+        /// The network of whoever asks for the sandbox.
+        host: Netns,
+        /// A new one for the sandbox.
+        spare: Netns,
+    },
+    /// It has to get a machine.
+    Nothing { host: Netns },
 }
 
 async fn serve(args: &Args) -> Result<(), String> {
@@ -120,7 +131,8 @@ async fn serve(args: &Args) -> Result<(), String> {
     let vmm = Arc::new(kata_factory::driver(&config).map_err(|e| e.to_string())?);
     let sockets = Sockets::bind(&args.run_dir)?;
     tracing::info!(config = ?loaded.files, "configured");
-    let serving = Serving::begin(args, config, vmm, sockets, Has::Nothing).await?;
+    let host = Netns::current().map_err(|e| e.to_string())?;
+    let serving = Serving::begin(args, config, vmm, sockets, Has::Nothing { host }).await?;
     answer(&Ready { pid: Some(std::process::id().cast_signed()), error: None });
     serving.until_its_end(args).await
 }
@@ -141,6 +153,12 @@ impl Serving {
         let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
         let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
         let terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
+        let (machine, host, spare) = match has {
+            Has::Machine { machine, host, spare } => (Some(machine), host, Some(spare)),
+            Has::Nothing { host } => (None, host, None),
+        };
+        // Engines find the container's network through our pid: from here on this thread, the main one, is in it.
+        let network = JoinedNetwork::of(&spec, &config.runtime, host, spare).map_err(|e| e.to_string())?;
         let (events, received) = mpsc::unbounded_channel();
         // Last: from here on the sandbox's state file tells of it.
         let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
@@ -151,12 +169,13 @@ impl Serving {
             config,
             vmm,
             cgroup: cgroup.clone(),
+            network,
             hostname: spec.hostname.clone(),
             events,
         };
-        let sandbox = match has {
-            Has::Nothing => Sandbox::start(options),
-            Has::Machine(machine) => Sandbox::adopt(options, *machine).await,
+        let sandbox = match machine {
+            None => Sandbox::start(options),
+            Some(machine) => Sandbox::adopt(options, *machine).await,
         };
         let sandbox = sandbox.map_err(|e| {
             cgroup.remove();

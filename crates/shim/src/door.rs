@@ -166,7 +166,7 @@ fn poststop(id: &str, bundle: &std::path::Path, record: &kata_sandbox::Container
     };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     for hook in &record.poststop {
-        if let Err(err) = runtime.block_on(run_hooks("poststop", std::slice::from_ref(hook), &state)) {
+        if let Err(err) = runtime.block_on(run_hooks("poststop", std::slice::from_ref(hook), &state, None)) {
             eprintln!("containerd-shim-kata-v2: {err}");
         }
     }

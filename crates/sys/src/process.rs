@@ -46,6 +46,14 @@ pub fn clone_sibling(new_pid_namespace: bool) -> io::Result<Clone> {
     }
 }
 
+/// Has what `command` starts be in the network namespace behind `netns`, whichever one the caller is in.
+pub fn start_in_network(command: &mut std::process::Command, netns: OwnedFd) {
+    use std::os::unix::process::CommandExt;
+    let enter = move || nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+    // SAFETY: between fork and exec it makes one system call, and no more: no memory is allocated, no lock taken.
+    unsafe { command.pre_exec(enter) };
+}
+
 /// Puts `fd` at `number`, where it stays open across `execve`; whatever was open there is closed.
 ///
 /// # Errors

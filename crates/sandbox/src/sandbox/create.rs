@@ -14,7 +14,6 @@ use super::end::remove_in_guest;
 use super::{Container, CreateRequest, Sandbox, lock};
 use crate::error::SandboxError;
 use crate::events::Event;
-use crate::hooks;
 use crate::machine::{self, Machine};
 use crate::plan::{self, RealHost};
 use crate::process::Process;
@@ -109,19 +108,26 @@ impl Sandbox {
         let devices = machine.plug_disks(id, &planned.disks).await?;
         if let Some(h) = &spec.hooks {
             let state = self.oci_state(id.as_str(), Status::Creating, pid, bundle, spec);
-            hooks::run("prestart", &h.prestart, &state).await?;
-            hooks::run("createRuntime", &h.create_runtime, &state).await?;
+            self.run_hooks("prestart", &h.prestart, &state).await?;
+            self.run_hooks("createRuntime", &h.create_runtime, &state).await?;
         }
         let mut request = pb::CreateContainerRequest::new();
         request.container_id = id.to_string();
         request.OCI = MessageField::some(guest_spec);
         (request.storages, request.devices) = (storages, devices);
         request.stdio_streams = stdio.streams;
-        machine.agent.calls().create_container(request).await?;
-        match Pumps::start(stdio, &machine.agent, id.as_str(), "").await {
+        let agent = machine.agent.clone();
+        // At once: the guest has work to do for either.
+        let (created, connected) = tokio::join!(agent.calls().create_container(request), self.sync_with(machine));
+        created?;
+        if let Err(err) = connected {
+            remove_in_guest(&agent, id.as_str()).await;
+            return Err(err);
+        }
+        match Pumps::start(stdio, &agent, id.as_str(), "").await {
             Ok(pumps) => Ok((pumps, planned.memory, planned.vcpus)),
             Err(err) => {
-                remove_in_guest(&machine.agent, id.as_str()).await;
+                remove_in_guest(&agent, id.as_str()).await;
                 Err(err.into())
             }
         }

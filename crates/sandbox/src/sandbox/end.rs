@@ -11,8 +11,8 @@ use kata_types::ContainerId;
 use super::{MachineState, Sandbox, lock};
 use crate::error::SandboxError;
 use crate::events::Event;
+use crate::machine;
 use crate::process::Exit;
-use crate::{hooks, machine};
 
 /// How long output that nobody reads holds up a deletion.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(10);
@@ -88,7 +88,7 @@ impl Sandbox {
             let state = self.oci_state(container, Status::Stopped, 0, &c.bundle, &c.spec);
             // The container is gone: a failing hook is told, and the next one runs (runtime.md, "Lifecycle" 13).
             for hook in &h.poststop {
-                if let Err(err) = hooks::run("poststop", std::slice::from_ref(hook), &state).await {
+                if let Err(err) = self.run_hooks("poststop", std::slice::from_ref(hook), &state).await {
                     tracing::error!("{err}");
                 }
             }

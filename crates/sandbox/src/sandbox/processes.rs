@@ -9,11 +9,11 @@ use kata_types::ExecId;
 use protobuf::MessageField;
 
 use super::{Sandbox, lock};
+use crate::convert;
 use crate::error::SandboxError;
 use crate::events::Event;
 use crate::process::{Exit, Process};
 use crate::stdio::{Pumps, StdioSpec};
-use crate::{convert, hooks};
 
 impl Sandbox {
     /// Starts a container's first process, or a registered exec. Returns the pid that stands for it.
@@ -29,6 +29,8 @@ impl Sandbox {
         }
         let agent = self.agent()?;
         if exec.is_empty() {
+            // Engines attach networks between create and start.
+            self.sync_network_if_changed().await?;
             let mut request = pb::StartContainerRequest::new();
             request.container_id = container.to_owned();
             agent.calls().start_container(request).await?;
@@ -70,7 +72,7 @@ impl Sandbox {
         let Some(h) = &spec.hooks else { return };
         let state = self.oci_state(container, Status::Running, process.pid, &bundle, &spec);
         // The process runs already: a failing hook is told, not undone (runtime.md, "Lifecycle" 9).
-        if let Err(err) = hooks::run("poststart", &h.poststart, &state).await {
+        if let Err(err) = self.run_hooks("poststart", &h.poststart, &state).await {
             tracing::error!("{err}");
         }
     }

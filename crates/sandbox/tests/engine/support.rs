@@ -44,6 +44,7 @@ impl Fixture {
             config,
             vmm: Arc::new(vmm),
             cgroup: HostCgroup::default(),
+            network: None,
             hostname: "inside".into(),
             events: tx,
         });

@@ -1,14 +1,15 @@
 //! A sandbox that waits in the pool for its name.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kata_config::Config;
-use kata_factory::handover::{self, Incoming, Name};
+use kata_factory::handover::{self, Incoming, Name, Theirs};
 use kata_factory::{READY_WORD, TAKEN_WORD, announce};
+use kata_network::Netns;
 use kata_sandbox::{BeginSpec, Machine, ProcessRecord, Ready, StateFile, begin_machine};
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
@@ -24,7 +25,7 @@ use crate::logging;
 /// Why it does not wait any more.
 enum Over {
     /// Somebody took it.
-    Named(UnixStream, Box<Name>, OwnedFd),
+    Named(UnixStream, Box<Name>, Theirs),
     /// Its keeper is gone, or wants it to go.
     Keeper,
     /// It was told to end.
@@ -41,6 +42,8 @@ pub(super) async fn wait(args: Args) -> Result<(), String> {
     let sockets = Sockets::bind(&args.run_dir)?;
     let taken_at =
         UnixListener::bind(handover::socket(&args.run_dir)).map_err(|e| format!("the hand-over socket: {e}"))?;
+    // Made now: whoever takes the sandbox need not wait for it.
+    let spare = Netns::create().map_err(|e| e.to_string())?;
     let mut machine = match begin(&args, &config, &vmm).await {
         Ok(machine) => machine,
         Err(err) => {
@@ -60,7 +63,7 @@ pub(super) async fn wait(args: Args) -> Result<(), String> {
     match over(keeper, &taken_at, &machine).await {
         Over::Named(stream, name, theirs) => {
             drop(taken_at);
-            named(args, config, vmm, sockets, machine, *name, theirs, stream).await
+            named(args, config, vmm, sockets, machine, spare, *name, theirs, stream).await
         }
         Over::Keeper | Over::Terminated => {
             end(machine, &waits).await;
@@ -117,7 +120,7 @@ async fn over(keeper: pipe::Receiver, taken_at: &UnixListener, machine: &Machine
     }
 }
 
-async fn receive(stream: &UnixStream) -> io::Result<(Name, OwnedFd)> {
+async fn receive(stream: &UnixStream) -> io::Result<(Name, Theirs)> {
     let mut incoming = Incoming::default();
     when_whole(stream, || incoming.read(stream)).await
 }
@@ -130,8 +133,9 @@ async fn named(
     vmm: Arc<Qemu>,
     sockets: Sockets,
     mut machine: Machine,
+    spare: Netns,
     name: Name,
-    theirs: OwnedFd,
+    theirs: Theirs,
     mut taker: UnixStream,
 ) -> Result<(), String> {
     say(TAKEN_WORD);
@@ -143,8 +147,15 @@ async fn named(
     machine.moved_to(&args.run_dir);
     // What is told by `death`, after it has made sure of the reason, may have happened just now.
     let alive = machine.ended().map_or(Ok(()), |exit| Err(format!("a process of the machine has ended: {exit}")));
-    let begun = match alive.and_then(|()| namespace::follow(theirs, &mut machine)) {
-        Ok(()) => Serving::begin(&args, config, vmm, sockets, Has::Machine(Box::new(machine))).await,
+    let followed = alive.and_then(|()| {
+        namespace::follow(theirs.mounts, &mut machine)?;
+        Netns::adopt(theirs.network, "of the host").map_err(|e| e.to_string())
+    });
+    let begun = match followed {
+        Ok(host) => {
+            let has = Has::Machine { machine: Box::new(machine), host, spare };
+            Serving::begin(&args, config, vmm, sockets, has).await
+        }
         Err(err) => {
             end(machine, &args.run_dir).await;
             Err(err)
