@@ -27,6 +27,30 @@ pub enum SandboxError {
         /// Its state.
         is: String,
     },
+    /// Something that a container which only stands for its pod cannot do.
+    #[error("cannot {operation} container {container}: it stands for its pod and has no process in the guest")]
+    Stands {
+        /// What was asked.
+        operation: &'static str,
+        /// The container.
+        container: String,
+    },
+    /// A pod's container that was brought to another's sandbox.
+    #[error("container {container} belongs to the sandbox {belongs}, and this is {this}")]
+    Elsewhere {
+        /// The container.
+        container: String,
+        /// Its sandbox.
+        belongs: String,
+        /// This one.
+        this: String,
+    },
+    /// Annotations.
+    #[error(transparent)]
+    Role(#[from] crate::role::RoleError),
+    /// Namespaces.
+    #[error(transparent)]
+    Shared(#[from] crate::shared::SharedError),
     /// The process to be signalled has ended.
     #[error("process already finished")]
     Finished,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kata_oci::{Mount, Spec};
 use kata_proto::oci as pb;
-use kata_types::{GUEST_SHARE_DIR, Mib};
+use kata_types::{GUEST_NS_DIR, GUEST_SHARE_DIR, Mib};
 use kata_vmm::Unsupported;
 use protobuf::MessageField;
 use thiserror::Error;
@@ -29,6 +29,9 @@ pub struct Plan {
     pub storages: Vec<kata_proto::agent::Storage>,
     /// Block devices of the host's to plug.
     pub disks: Vec<Disk>,
+    /// The mount in `spec.Mounts` that is the engine's shared memory, and its source on the host: of containers that name one
+    /// source, the memory is one.
+    pub shm: Option<(usize, PathBuf)>,
     /// Memory that the VM needs for this container alone, limits and overhead; `None`: no limit was given.
     pub memory: Option<Mib>,
     /// vCPUs that its quota amounts to; `None`: no quota.
@@ -213,15 +216,16 @@ pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Re
         }
         out.Process = MessageField::some(convert::process(p));
     }
-    let Sources { binds, storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
+    let Sources { binds, shm, storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
     let (memory, vcpus) = linux(spec, &mut out, limits, &mut notes, &mut disks)?;
-    Ok(Plan { spec: out, binds, storages, disks, memory, vcpus, notes })
+    Ok(Plan { spec: out, binds, shm, storages, disks, memory, vcpus, notes })
 }
 
 /// What mounts are made of.
 #[derive(Default)]
 struct Sources {
     binds: Vec<Bind>,
+    shm: Option<(usize, PathBuf)>,
     storages: Vec<kata_proto::agent::Storage>,
     disks: Vec<Disk>,
 }
@@ -231,7 +235,7 @@ fn rules(spec: &Spec) -> &[kata_oci::DeviceCgroup] {
 }
 
 fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn Host) -> Result<Sources, PlanError> {
-    let Sources { mut binds, mut storages, mut disks } = Sources::default();
+    let Sources { mut binds, mut shm, mut storages, mut disks } = Sources::default();
     for m in &spec.mounts {
         let mut guest = convert::mount(m);
         if m.is_bind() {
@@ -242,6 +246,7 @@ fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn H
                 reason,
             };
             if m.destination == "/dev/shm" {
+                shm = Some((out.Mounts.len(), source.to_owned()));
                 out.Mounts.push(shared_memory(m, host));
                 continue;
             }
@@ -302,7 +307,7 @@ fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn H
         }
         out.Mounts.push(guest);
     }
-    Ok(Sources { binds, storages, disks })
+    Ok(Sources { binds, shm, storages, disks })
 }
 
 /// The guest mounts what is in the share; a bind of a bind takes everything below it along.
@@ -347,11 +352,13 @@ fn linux(
             // The guest's own network is the container's: the VM is that namespace.
             continue;
         }
-        if !n.path.is_empty() {
+        if !n.path.is_empty() && !n.path.starts_with(GUEST_NS_DIR) {
             return Err(unsupported(format!("join the {} namespace {}: it is the host's", n.kind, n.path)));
         }
         let mut ns = pb::LinuxNamespace::new();
         ns.Type.clone_from(&n.kind);
+        // Of those that the sandbox's containers share, as `crate::shared` has found them.
+        ns.Path.clone_from(&n.path);
         linux.Namespaces.push(ns);
     }
     for d in &l.devices {
@@ -497,6 +504,7 @@ mod tests {
                 Bind { mount: 3, source: "/etc/hosts".into(), read_only: false, recursive: false, followed: false },
             ]
         );
+        assert_eq!(p.shm, Some((2, "/data/shm".into())));
         assert_eq!(p.spec.Mounts[2].type_, "tmpfs");
         assert!(p.spec.Mounts[2].options.contains(&"size=65536000".to_owned()));
         assert_eq!(p.spec.Root.Path, format!("{GUEST_SHARE_DIR}/c1/rootfs"));

@@ -116,8 +116,8 @@ impl Process {
         *lock(&self.pumps) = Some(Arc::new(pumps));
     }
 
-    /// Records the end, if there is none yet.
-    pub fn finish(&self, exit: Exit) {
+    /// Records the end, if there is none yet: then true.
+    pub fn finish(&self, exit: Exit) -> bool {
         *lock(&self.status) = Status::Stopped;
         self.exit.send_if_modified(|e| {
             let first = e.is_none();
@@ -125,7 +125,7 @@ impl Process {
                 *e = Some(exit);
             }
             first
-        });
+        })
     }
 
     /// Follows the process in the guest to its end. `death` says why the machine ended, if it does.

@@ -5,11 +5,13 @@ mod create;
 mod end;
 mod networking;
 mod observe;
+mod pause;
 mod processes;
 mod resources;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,7 +30,7 @@ use crate::guest_log;
 use crate::hostcgroup::HostCgroup;
 use crate::machine::{self, BeginSpec, Identity, Machine};
 use crate::network::{Joined as JoinedNetwork, Network};
-use crate::process::{Process, REASON_WITHIN};
+use crate::process::{Exit, Process, REASON_WITHIN};
 use crate::state::{ProcessRecord, StateFile};
 use crate::stdio::StdioSpec;
 
@@ -84,7 +86,10 @@ enum MachineState {
 }
 
 struct Container {
+    /// Resolved: what it shares is named in the guest's terms.
     spec: Spec,
+    /// It stands for the sandbox and has no process in the guest.
+    stands: bool,
     bundle: PathBuf,
     init: Arc<Process>,
     execs: BTreeMap<String, Arc<Process>>,
@@ -104,6 +109,10 @@ pub struct Sandbox {
     address: Mutex<Option<AgentAddr>>,
     containers: Mutex<BTreeMap<String, Container>>,
     state: Mutex<StateFile>,
+    /// Shared memory that engines have made on the host, and the number of what stands for it in the guest.
+    shm: Mutex<BTreeMap<PathBuf, usize>>,
+    /// It has had a container.
+    used: AtomicBool,
     /// A VMM that has been killed and is going.
     going: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -140,6 +149,8 @@ impl Sandbox {
             address: Mutex::new(None),
             containers: Mutex::new(BTreeMap::new()),
             state: Mutex::new(state),
+            shm: Mutex::new(BTreeMap::new()),
+            used: AtomicBool::new(false),
             going: Mutex::new(None),
         }))
     }
@@ -330,25 +341,30 @@ impl Sandbox {
             if let Some(pumps) = process.pumps() {
                 pumps.stop_stdin();
             }
-            if process.exec.is_empty() {
-                let saved = me.save(|s| {
-                    if let Some(c) = s.containers.get_mut(&process.container) {
-                        c.exit_status = Some(exit.status);
-                    }
-                });
-                if let Err(err) = saved {
-                    tracing::warn!("{err}");
-                }
-            }
-            me.emit(Event::Exited {
-                container: process.container.clone(),
-                exec: process.exec.clone(),
-                pid: process.pid,
-                status: exit.status,
-                at: exit.at,
-            });
+            me.tell_exit(&process, &exit);
         });
         Ok(())
+    }
+
+    /// Records and tells a process's end.
+    fn tell_exit(&self, process: &Process, exit: &Exit) {
+        if process.exec.is_empty() {
+            let saved = self.save(|s| {
+                if let Some(c) = s.containers.get_mut(&process.container) {
+                    c.exit_status = Some(exit.status);
+                }
+            });
+            if let Err(err) = saved {
+                tracing::warn!("{err}");
+            }
+        }
+        self.emit(Event::Exited {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            pid: process.pid,
+            status: exit.status,
+            at: exit.at,
+        });
     }
 
     fn emit(&self, event: Event) {
@@ -368,11 +384,6 @@ impl Sandbox {
         }
         let process = c.execs.get(exec);
         process.cloned().ok_or_else(|| SandboxError::NotFound(format!("exec {exec} in container {container}")))
-    }
-
-    /// Whether containers are left.
-    pub fn is_empty(&self) -> bool {
-        lock(&self.containers).is_empty()
     }
 
     /// The bundle of a container.

@@ -54,6 +54,9 @@ pub struct ContainerRecord {
     pub bundle: PathBuf,
     /// The process on the host that stands for it.
     pub pid: i32,
+    /// That process's start time, as in [`ProcessRecord`]; none: it was gone when this was written.
+    #[serde(default)]
+    pub start_time: Option<u64>,
     /// Hooks to run once it is gone.
     #[serde(default)]
     pub poststop: Vec<kata_oci::Hook>,
@@ -63,6 +66,14 @@ pub struct ContainerRecord {
     /// Exit status, once it has one.
     #[serde(default)]
     pub exit_status: Option<i32>,
+}
+
+impl ContainerRecord {
+    /// Whether the process that stands for it is `pid`, and still runs.
+    pub fn is_stood_for_by(&self, pid: i32) -> bool {
+        let process = self.start_time.map(|start_time| ProcessRecord { pid: self.pid, start_time });
+        self.pid == pid && process.is_some_and(|p| p.alive())
+    }
 }
 
 /// What is on disk.

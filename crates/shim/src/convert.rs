@@ -22,8 +22,11 @@ pub fn error(err: &SandboxError) -> Error {
     let code = match err {
         SandboxError::NotFound(_) | SandboxError::Finished => Code::NOT_FOUND,
         SandboxError::Exists(_) => Code::ALREADY_EXISTS,
-        SandboxError::State { .. } => Code::FAILED_PRECONDITION,
-        SandboxError::Id(_) | SandboxError::Spec(_) => Code::INVALID_ARGUMENT,
+        SandboxError::State { .. } | SandboxError::Elsewhere { .. } => Code::FAILED_PRECONDITION,
+        SandboxError::Id(_) | SandboxError::Spec(_) | SandboxError::Role(_) | SandboxError::Shared(_) => {
+            Code::INVALID_ARGUMENT
+        }
+        SandboxError::Stands { .. } => Code::UNIMPLEMENTED,
         SandboxError::Plan(kata_sandbox::PlanError::Unsupported(_)) => Code::UNIMPLEMENTED,
         SandboxError::Plan(_) => Code::INVALID_ARGUMENT,
         SandboxError::Dead(_) => Code::UNAVAILABLE,

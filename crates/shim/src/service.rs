@@ -241,8 +241,10 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, r: api::ShutdownRequest) -> Result<api::Empty> {
         // containerd asks after every container of a pod; only the last one ends the sandbox.
-        if r.now || self.sandbox.is_empty() {
+        if r.now {
             self.sandbox.shutdown().await;
+            self.exit.notify_one();
+        } else if self.sandbox.shutdown_if_empty(&r.id).await {
             self.exit.notify_one();
         }
         Ok(api::Empty::new())

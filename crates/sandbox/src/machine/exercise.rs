@@ -76,7 +76,7 @@ impl Machine {
     async fn rehearse(&mut self, id: &ContainerId, dir: &Path) -> Result<(), ExerciseError> {
         let rootfs = dir.join("rootfs");
         make_rootfs(&rootfs)?;
-        self.share.add_rootfs(id, &[], &rootfs, false)?;
+        let guest_root = self.share.add_rootfs(id, &[], &rootfs, false)?;
         let mut spec: Spec = serde_json::from_value(kata_oci::example_spec()).map_err(io::Error::from)?;
         let mut process = spec.process.take().unwrap_or_default();
         process.terminal = false;
@@ -84,7 +84,8 @@ impl Machine {
         spec.process = Some(process.clone());
         let limits =
             Limits { max_memory: Mib(u64::MAX >> 20), max_vcpus: u32::MAX, overhead: Mib(0), drop_seccomp: true };
-        let planned = plan::plan(&spec, id.as_str(), limits, &RealHost)?;
+        let mut planned = plan::plan(&spec, id.as_str(), limits, &RealHost)?;
+        planned.spec.Root.mut_or_insert_default().Path = guest_root;
 
         let calls = self.agent.calls().clone();
         let stdio = nowhere()?.open()?;

@@ -1,23 +1,27 @@
 //! Making a container.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kata_oci::{Spec, Status};
 use kata_proto::agent as pb;
 use kata_storage::RootfsMount;
-use kata_types::{ContainerId, Mib};
+use kata_types::{ContainerId, GUEST_SANDBOX_DIR, Mib};
 use kata_vmm::Unsupported;
 use protobuf::MessageField;
 
 use super::end::remove_in_guest;
-use super::{Container, CreateRequest, Sandbox, lock};
+use super::{Container, CreateRequest, MachineState, Sandbox, lock};
 use crate::error::SandboxError;
 use crate::events::Event;
 use crate::machine::{self, Machine};
 use crate::plan::{self, RealHost};
 use crate::process::Process;
-use crate::state::ContainerRecord;
+use crate::role::{self, Role};
+use crate::shared::{self, Neighbour};
+use crate::state::{ContainerRecord, ProcessRecord};
 use crate::stdio::Pumps;
 
 impl Sandbox {
@@ -31,7 +35,13 @@ impl Sandbox {
         if lock(&self.containers).contains_key(id.as_str()) {
             return Err(SandboxError::Exists(format!("container {id}")));
         }
-        let spec = kata_oci::load_spec(&request.bundle)?;
+        let mut spec = kata_oci::load_spec(&request.bundle)?;
+        let role = role::role(&spec)?;
+        self.is_here(&id, &role)?;
+        if role == Role::Sandbox {
+            return self.create_pause(&mut machine, &id, spec, request).await;
+        }
+        self.share(&mut spec)?;
         let planned = plan::plan(&spec, id.as_str(), self.limits(), &RealHost)?;
         if !planned.disks.is_empty() && !self.options.vmm.caps().hotplug_block {
             let (operation, by) = ("plug a block device".into(), self.options.vmm.name().into());
@@ -62,30 +72,108 @@ impl Sandbox {
         };
         let init = Arc::new(Process::new(id.as_str(), "", request.pid, terminal, request.addresses));
         init.set_pumps(pumps);
-        let poststop = spec.hooks.as_ref().map(|h| h.poststop.clone()).unwrap_or_default();
-        let annotations = spec.annotations.clone();
         let container = Container {
             spec,
-            bundle: request.bundle.clone(),
+            stands: false,
+            bundle: request.bundle,
             init: Arc::clone(&init),
             execs: BTreeMap::new(),
             memory,
             vcpus,
         };
-        lock(&self.containers).insert(id.to_string(), container);
-        self.save(|s| {
-            let record = ContainerRecord {
-                bundle: request.bundle.clone(),
-                pid: request.pid,
-                poststop,
-                annotations,
-                exit_status: None,
-            };
-            s.containers.insert(id.to_string(), record);
-        })?;
-        self.emit(Event::Created { container: id.to_string(), bundle: request.bundle, pid: request.pid });
+        self.register(&id, container)?;
         self.supervise(init)?;
         Ok(request.pid)
+    }
+
+    /// Makes the container that stands for a pod's sandbox, which is there once its machine runs.
+    async fn create_pause(
+        self: &Arc<Self>,
+        machine: &mut MachineState,
+        id: &ContainerId,
+        spec: Spec,
+        request: CreateRequest,
+    ) -> Result<i32, SandboxError> {
+        let terminal = request.stdio.terminal;
+        // Opened for whoever waits at the other end, and closed: nothing will be said.
+        drop(request.stdio.open()?);
+        let machine = self.boot(machine).await?;
+        self.begin_pause(id, &spec, &request.bundle, request.pid).await?;
+        self.sync_with(machine).await?;
+        let init = Arc::new(Process::new(id.as_str(), "", request.pid, terminal, request.addresses));
+        let container = Container {
+            spec,
+            stands: true,
+            bundle: request.bundle,
+            init: Arc::clone(&init),
+            execs: BTreeMap::new(),
+            memory: None,
+            vcpus: None,
+        };
+        self.register(id, container)?;
+        self.supervise_pause(init);
+        Ok(request.pid)
+    }
+
+    /// A pod's container says whose it is; nothing may come into another pod's guest.
+    fn is_here(&self, id: &ContainerId, role: &Role) -> Result<(), SandboxError> {
+        match role {
+            Role::Container { sandbox } if *sandbox != self.options.id => Err(SandboxError::Elsewhere {
+                container: id.to_string(),
+                belongs: sandbox.to_string(),
+                this: self.options.id.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds the namespaces that a spec shares with the containers that are here.
+    fn share(&self, spec: &mut Spec) -> Result<(), SandboxError> {
+        let containers = lock(&self.containers);
+        let neighbours = containers.iter().filter(|(_, c)| c.init.status() != Status::Stopped || c.stands);
+        let neighbours: Vec<Neighbour<'_>> =
+            neighbours.map(|(id, c)| Neighbour { id, pid: c.init.pid, stands: c.stands, spec: &c.spec }).collect();
+        Ok(shared::resolve(spec, &neighbours)?)
+    }
+
+    fn register(&self, id: &ContainerId, container: Container) -> Result<(), SandboxError> {
+        let pid = container.init.pid;
+        let record = ContainerRecord {
+            bundle: container.bundle.clone(),
+            pid,
+            start_time: ProcessRecord::of(pid).map(|p| p.start_time),
+            poststop: container.spec.hooks.as_ref().map(|h| h.poststop.clone()).unwrap_or_default(),
+            annotations: container.spec.annotations.clone(),
+            exit_status: None,
+        };
+        let bundle = container.bundle.clone();
+        self.used.store(true, Ordering::Relaxed);
+        lock(&self.containers).insert(id.to_string(), container);
+        self.save(|s| drop(s.containers.insert(id.to_string(), record)))?;
+        self.emit(Event::Created { container: id.to_string(), bundle, pid });
+        Ok(())
+    }
+
+    /// Shared memory that containers of one sandbox have in common is the sandbox's; returns what the guest is to have for it.
+    fn shared_memory(&self, spec: &mut kata_proto::oci::Spec, shm: Option<(usize, PathBuf)>) -> Option<pb::Storage> {
+        let (at, source) = shm?;
+        let mount = spec.Mounts.get_mut(at)?;
+        let number = {
+            let mut all = lock(&self.shm);
+            let next = all.len();
+            *all.entry(source).or_insert(next)
+        };
+        let mut storage = pb::Storage::new();
+        storage.driver = "ephemeral".into();
+        storage.fstype = "tmpfs".into();
+        storage.source = "shm".into();
+        storage.mount_point = format!("{GUEST_SANDBOX_DIR}/shm-{number}");
+        storage.options = std::mem::take(&mut mount.options);
+        storage.shared = true;
+        mount.type_ = "bind".into();
+        mount.source.clone_from(&storage.mount_point);
+        mount.options = ["rbind", "nosuid", "noexec", "nodev"].map(str::to_owned).to_vec();
+        Some(storage)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -101,8 +189,9 @@ impl Sandbox {
         pid: i32,
     ) -> Result<(Pumps, Option<Mib>, Option<u32>), SandboxError> {
         let root = spec.root.as_ref().map_or("rootfs", |r| r.path.as_str());
-        machine.share.add_rootfs(id, rootfs, &bundle.join(root), false)?;
+        let guest_root = machine.share.add_rootfs(id, rootfs, &bundle.join(root), false)?;
         let mut guest_spec = planned.spec;
+        guest_spec.Root.mut_or_insert_default().Path = guest_root;
         let mut storages = planned.storages;
         storages.extend(machine.add_binds(id, &planned.binds, &mut guest_spec)?);
         let devices = machine.plug_disks(id, &planned.disks).await?;
@@ -113,6 +202,7 @@ impl Sandbox {
         }
         let mut request = pb::CreateContainerRequest::new();
         request.container_id = id.to_string();
+        storages.extend(self.shared_memory(&mut guest_spec, planned.shm));
         request.OCI = MessageField::some(guest_spec);
         (request.storages, request.devices) = (storages, devices);
         request.stdio_streams = stdio.streams;

@@ -1,6 +1,7 @@
 //! The end of execs, containers, and the machine.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kata_agent_client::AgentClient;
@@ -31,7 +32,9 @@ impl Sandbox {
                     self.kill(container, "", 9, false).await.or_else(ignore_finished)?;
                     process.wait().await;
                 }
-                Status::Created => process.finish(Exit { status: 0, ..Exit::lost("never started") }),
+                Status::Created => {
+                    process.finish(Exit { status: 0, ..Exit::lost("never started") });
+                }
                 other => {
                     let what = if exec.is_empty() { format!("container {container}") } else { format!("exec {exec}") };
                     return Err(SandboxError::State { operation: "delete", what, is: other.to_string() });
@@ -70,7 +73,7 @@ impl Sandbox {
         let last = lock(&self.containers).is_empty();
         if let MachineState::Running(m) = &mut *machine {
             // The last one goes with its machine, which ends whatever is left in the guest.
-            if !last && self.death.borrow().is_none() {
+            if !last && !c.stands && self.death.borrow().is_none() {
                 remove_in_guest(&m.agent, container).await;
                 m.unplug_disks(&id).await;
             }
@@ -128,6 +131,19 @@ impl Sandbox {
         if let Err(err) = gone {
             tracing::warn!("{err}");
         }
+    }
+
+    /// Ends the sandbox if nothing is left in it; whether it did. `by` is the container or sandbox on whose behalf that is
+    /// asked: a sandbox that still waits for its first container ends by its own id only.
+    pub async fn shutdown_if_empty(self: &Arc<Self>, by: &str) -> bool {
+        // A container that is being made holds this.
+        let mut machine = self.machine.lock().await;
+        let unused = !self.used.load(Ordering::Relaxed);
+        if !lock(&self.containers).is_empty() || (unused && by != self.options.id.as_str()) {
+            return false;
+        }
+        self.stop_machine(&mut machine).await;
+        true
     }
 
     /// Ends everything: what still runs is killed.

@@ -31,9 +31,11 @@ impl Sandbox {
         if exec.is_empty() {
             // Engines attach networks between create and start.
             self.sync_network_if_changed().await?;
-            let mut request = pb::StartContainerRequest::new();
-            request.container_id = container.to_owned();
-            agent.calls().start_container(request).await?;
+            if !self.stands(container) {
+                let mut request = pb::StartContainerRequest::new();
+                request.container_id = container.to_owned();
+                agent.calls().start_container(request).await?;
+            }
             process.set_status(Status::Running);
             self.emit(Event::Started { container: container.to_owned(), pid: process.pid });
             self.poststart(container, &process).await;
@@ -91,6 +93,7 @@ impl Sandbox {
         pid: i32,
     ) -> Result<(), SandboxError> {
         let exec_id = ExecId::new(exec)?;
+        self.in_guest(container, "execute a process in")?;
         let mut containers = lock(&self.containers);
         let c = containers.get_mut(container);
         let c = c.ok_or_else(|| SandboxError::NotFound(format!("container {container}")))?;
@@ -119,6 +122,10 @@ impl Sandbox {
         }
         if !exec.is_empty() && process.status() == Status::Created {
             process.finish(Exit { status: 128 + signal.cast_signed(), ..Exit::lost("killed before it was started") });
+            return Ok(());
+        }
+        if self.stands(container) {
+            self.signal_pause(&process, signal);
             return Ok(());
         }
         let agent = match self.agent() {
@@ -171,6 +178,7 @@ impl Sandbox {
         args: Vec<String>,
     ) -> Result<Vec<u8>, SandboxError> {
         self.process(container, "")?;
+        self.in_guest(container, "list the processes of")?;
         let mut request = pb::ListProcessesRequest::new();
         request.container_id = container.to_owned();
         request.format = format.to_owned();
@@ -184,7 +192,7 @@ impl Sandbox {
     /// [`SandboxError`].
     pub async fn resize(&self, container: &str, exec: &str, rows: u32, columns: u32) -> Result<(), SandboxError> {
         let process = self.process(container, exec)?;
-        if process.status() == Status::Stopped || process.resize_pending(rows, columns) {
+        if process.status() == Status::Stopped || self.stands(container) || process.resize_pending(rows, columns) {
             return Ok(());
         }
         let mut request = pb::TtyWinResizeRequest::new();
@@ -201,6 +209,9 @@ impl Sandbox {
     /// [`SandboxError`].
     pub async fn close_stdin(&self, container: &str, exec: &str) -> Result<(), SandboxError> {
         let process = self.process(container, exec)?;
+        if self.stands(container) {
+            return Ok(());
+        }
         // Through the stream, behind what was written to it: a call would overtake that.
         if process.pumps().is_some_and(|pumps| pumps.close_stdin()) || process.exit().is_some() {
             return Ok(());

@@ -73,8 +73,13 @@ impl Sandbox {
             return Err(SandboxError::State { operation, what, is });
         }
         let agent = self.agent()?;
+        let stands = self.stands(container);
         let container = container.to_owned();
-        if freeze {
+        if stands {
+            // There is nothing to freeze.
+            process.set_status(to);
+            self.emit(if freeze { Event::Paused { container } } else { Event::Resumed { container } });
+        } else if freeze {
             let mut request = pb::PauseContainerRequest::new();
             request.container_id.clone_from(&container);
             agent.calls().pause_container(request).await?;
@@ -100,6 +105,7 @@ impl Sandbox {
         resources: &kata_oci::Resources,
     ) -> Result<(), SandboxError> {
         self.process(container, "")?;
+        self.in_guest(container, "change the limits of")?;
         let (memory, vcpus) = plan::sizes(resources, self.limits())?;
         {
             let mut machine = self.machine.lock().await;
@@ -118,14 +124,14 @@ impl Sandbox {
         Ok(())
     }
 
-    /// What the container's cgroup counts.
+    /// What the container's cgroup counts; for one that stands for the sandbox, what those of all containers do.
     ///
     /// # Errors
     /// [`SandboxError`].
     pub async fn stats(&self, container: &str) -> Result<pb::StatsContainerResponse, SandboxError> {
         self.process(container, "")?;
         let mut request = pb::StatsContainerRequest::new();
-        request.container_id = container.to_owned();
+        request.container_id = if self.stands(container) { self.options.id.to_string() } else { container.to_owned() };
         Ok(self.agent()?.calls().stats_container(request).await?)
     }
 }

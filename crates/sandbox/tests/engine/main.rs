@@ -1,6 +1,7 @@
 //! The engine over a fake VMM: the real agent as a local process, the real share, no machine. What is legal in which
 //! state, what is told in which order, and what happens when a part dies.
 
+mod pods;
 mod support;
 mod volumes;
 
@@ -55,6 +56,20 @@ fn main() -> ExitCode {
             ("updates_of_a_volume_wake_who_watches_it", volumes::updates_of_a_volume_wake_who_watches_it),
             ("memory_is_shared_and_outlives_containers", volumes::memory_is_shared_and_outlives_containers),
             ("block_devices_need_a_vmm_that_plugs_them", volumes::block_devices_need_a_vmm_that_plugs_them),
+            ("containers_of_a_pod_share_what_they_should", pods::containers_of_a_pod_share_what_they_should),
+            ("a_pod_has_one_pid_namespace_on_request", pods::a_pod_has_one_pid_namespace_on_request),
+            ("a_container_is_replaced_also_by_its_own_id", pods::a_container_is_replaced_also_by_its_own_id),
+            ("the_pause_container_only_stands_there", pods::the_pause_container_only_stands_there),
+            (
+                "the_machine_ends_with_the_last_container_whichever_that_is",
+                pods::the_machine_ends_with_the_last_container_whichever_that_is,
+            ),
+            ("nothing_foreign_comes_into_a_pod", pods::nothing_foreign_comes_into_a_pod),
+            ("a_container_joins_another_that_is_no_pods", pods::a_container_joins_another_that_is_no_pods),
+            (
+                "a_pods_sandbox_that_dies_is_told_by_all_its_containers",
+                pods::a_pods_sandbox_that_dies_is_told_by_all_its_containers,
+            ),
         ],
         Duration::from_secs(90),
     )
