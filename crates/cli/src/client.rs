@@ -173,13 +173,14 @@ impl Daemon {
         Ok(task.delete(context, &r).await.map_err(failure)?.exit_status.cast_signed())
     }
 
-    /// Ends the sandbox, and this connection, which the daemon waits for.
+    /// Ends the sandbox if no container is left in it, and this connection, which the daemon waits for. On behalf of the container
+    /// `id`.
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn shutdown(self, id: &str) -> Result<(), Failure> {
+    pub async fn shutdown_if_empty(self, id: &str) -> Result<(), Failure> {
         let (task, context) = self.task();
-        let r = request!(ShutdownRequest { id: id.to_owned(), now: true });
+        let r = request!(ShutdownRequest { id: id.to_owned(), now: false });
         task.shutdown(context, &r).await.map_err(failure).map(drop)
     }
 

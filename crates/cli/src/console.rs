@@ -21,7 +21,8 @@ const MAX_REPLY: u64 = 64 << 10;
 /// # Errors
 /// None, or several of that name.
 pub fn sandbox(store: &Store, id: &str) -> Result<PathBuf, CliError> {
-    let ours = store.run_dir(id);
+    let entry = store.get(id).unwrap_or_default();
+    let ours = store.run_dir(id, &entry);
     if ours.exists() {
         return Ok(ours);
     }

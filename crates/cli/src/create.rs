@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use kata_factory::launch;
 use kata_oci::Spec;
-use kata_sandbox::{Launch, cleanup};
+use kata_sandbox::{Launch, LaunchError, Place, StateFile, cleanup_container, place};
 
 use crate::args::CreateArgs;
-use crate::client::Daemon;
+use crate::client::{Daemon, Failure};
 use crate::error::{CliError, io};
 use crate::stand_in::{StandIn, StandInSpec};
-use crate::store::Store;
+use crate::store::{Entry, Store};
 use crate::verbs;
 
 /// The global flags.
@@ -40,7 +40,7 @@ pub async fn run(global: &Global, a: CreateArgs) -> Result<u8, CliError> {
     let (stand_in, daemon) = make(global, &a).await?;
     if let Err(err) = daemon.start(&a.id, "").await {
         drop(stand_in);
-        undo(global, &a.id, Some(daemon)).await;
+        undo(global, &a.id, &global.store.get(&a.id)?, Some(daemon)).await;
         return Err(err.into());
     }
     if a.detach {
@@ -61,34 +61,74 @@ async fn make(global: &Global, a: &CreateArgs) -> Result<(StandIn, Daemon), CliE
     no_descriptors(a.preserve_fds)?;
     let bundle = std::path::absolute(&a.bundle).map_err(io("use the bundle", &a.bundle))?;
     let spec = kata_oci::load_spec(&bundle)?;
-    global.store.add(&a.id, &bundle)?;
-    match make_in(global, a, &bundle, &spec).await {
+    let place = place(&global.store.owner(), &spec)?;
+    let sandbox = match place {
+        Place::Own => None,
+        Place::In(sandbox) => Some(sandbox),
+    };
+    let entry = global.store.add(&a.id, &bundle, sandbox)?;
+    match make_in(global, a, &entry, &spec).await {
         Ok(made) => Ok(made),
         Err((err, daemon)) => {
-            undo(global, &a.id, daemon).await;
+            undo(global, &a.id, &entry, daemon).await;
             Err(err)
         }
     }
 }
 
-async fn make_in(
-    global: &Global,
-    a: &CreateArgs,
-    bundle: &Path,
-    spec: &Spec,
-) -> Result<(StandIn, Daemon), (CliError, Option<Daemon>)> {
+/// The daemon of the sandbox that a container is to be made in.
+async fn sandbox(global: &Global, id: &str, entry: &Entry) -> Result<(PathBuf, Daemon), CliError> {
+    let run_dir = global.store.run_dir(id, entry);
+    if let Some(sandbox) = &entry.sandbox {
+        let none = || CliError::NoSandbox { id: id.to_owned(), sandbox: sandbox.clone() };
+        return Ok((run_dir.clone(), Daemon::connect(&run_dir).await.ok_or_else(none)?));
+    }
     let launched = launch(&Launch {
         owner: global.store.owner(),
-        id: a.id.clone(),
-        bundle: bundle.to_owned(),
+        id: id.to_owned(),
+        bundle: entry.bundle.clone(),
         config: global.config.clone(),
         debug: global.debug,
         log: None,
         events: None,
     });
-    let (run_dir, daemon_pid) = launched.map_err(|e| (e.into(), None))?;
     let gone = || CliError::Daemon("the sandbox's daemon ended at once; see its log".into());
-    let daemon = Daemon::connect(&run_dir).await.ok_or_else(|| (gone(), None))?;
+    match launched {
+        Ok((run_dir, _)) => match Daemon::connect(&run_dir).await {
+            Some(daemon) => Ok((run_dir, daemon)),
+            None => {
+                cleanup_container(&run_dir, id, None)?;
+                Err(gone())
+            }
+        },
+        // Containers that were started with the one of this id have outlived it: it comes back to them, as podman's infra
+        // container does whose pod is started while some of it still stops.
+        Err(err @ LaunchError::InUse { .. }) => match Daemon::connect(&run_dir).await {
+            Some(daemon) if matches!(daemon.state(id, "").await, Err(Failure::NotFound(_))) => Ok((run_dir, daemon)),
+            _ => Err(err.into()),
+        },
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// The pid of a sandbox's daemon, which is in its network namespace.
+fn daemon_of(run_dir: &Path) -> Result<i32, CliError> {
+    let state = StateFile::load(run_dir)?;
+    let daemon = state.and_then(|state| state.daemon);
+    daemon.map(|d| d.pid).ok_or_else(|| CliError::Daemon("the sandbox's daemon ended at once; see its log".into()))
+}
+
+async fn make_in(
+    global: &Global,
+    a: &CreateArgs,
+    entry: &Entry,
+    spec: &Spec,
+) -> Result<(StandIn, Daemon), (CliError, Option<Daemon>)> {
+    let (run_dir, daemon) = sandbox(global, &a.id, entry).await.map_err(|e| (e, None))?;
+    let network_of = match daemon_of(&run_dir) {
+        Ok(pid) => pid,
+        Err(err) => return Err((err, Some(daemon))),
+    };
     let done = async {
         let process = spec.process.clone().unwrap_or_default();
         let stand_in = StandIn::start(&StandInSpec {
@@ -99,10 +139,10 @@ async fn make_in(
             console_socket: a.console_socket.clone(),
             size: process.console_size.map(|s| [s.height, s.width]),
             first: None,
-            network_of: daemon_pid,
+            network_of,
             argv: &process.args,
         })?;
-        daemon.create(&a.id, bundle, process.terminal).await?;
+        daemon.create(&a.id, &entry.bundle, process.terminal).await?;
         if let Some(file) = &a.pid_file {
             // Last: whoever waits for it finds a container that is created.
             write_pid(file, stand_in.pid())?;
@@ -115,17 +155,18 @@ async fn make_in(
     }
 }
 
-/// Takes back what `make` did.
-async fn undo(global: &Global, id: &str, daemon: Option<Daemon>) {
-    let run_dir = global.store.run_dir(id);
-    if let Some(daemon) = daemon
-        && daemon.shutdown(id).await.is_ok()
-    {
-        verbs::wait_gone(&run_dir).await;
+/// Takes back what `make` did. Without a daemon nothing has been made, or nothing is left of it.
+async fn undo(global: &Global, id: &str, entry: &Entry, daemon: Option<Daemon>) {
+    let run_dir = global.store.run_dir(id, entry);
+    let mut left = false;
+    if let Some(daemon) = daemon {
+        left = match verbs::ended_by(&daemon, id, true).await {
+            Ok(()) => verbs::leave(daemon, &run_dir, id).await,
+            // What others are in is not ours to end.
+            Err(_) => run_dir.exists() && !verbs::serves_others(&run_dir, id).await,
+        };
     }
-    if run_dir.exists()
-        && let Err(err) = cleanup(&run_dir, None)
-    {
+    if left && let Err(err) = cleanup_container(&run_dir, id, None) {
         eprintln!("kata-runtime: {err}");
     }
     if let Err(err) = global.store.remove(id) {

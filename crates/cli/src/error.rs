@@ -45,6 +45,17 @@ pub enum CliError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] kata_config::ConfigError),
+    /// It belongs into a sandbox that is not there.
+    #[error("container {id} belongs into the sandbox {sandbox}, which does not run; start that first")]
+    NoSandbox {
+        /// The container.
+        id: String,
+        /// The sandbox.
+        sandbox: String,
+    },
+    /// Where it belongs cannot be told.
+    #[error(transparent)]
+    Place(#[from] kata_sandbox::PlaceError),
     /// The daemon did not start.
     #[error(transparent)]
     Launch(#[from] kata_sandbox::LaunchError),

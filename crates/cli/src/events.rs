@@ -13,8 +13,8 @@ use crate::store::Store;
 /// `events`: until the container ends, or once.
 pub async fn events(store: &Store, id: &str, interval: &str, once: bool) -> Result<u8, CliError> {
     let interval = duration(interval)?;
-    store.get(id)?;
-    let daemon = Daemon::connect(&store.run_dir(id)).await.ok_or(CliError::NotRunning)?;
+    let entry = store.get(id)?;
+    let daemon = Daemon::connect(&store.run_dir(id, &entry)).await.ok_or(CliError::NotRunning)?;
     if daemon.state(id, "").await?.status == Status::Stopped {
         return Err(CliError::NotRunning);
     }

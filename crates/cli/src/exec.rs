@@ -12,7 +12,7 @@ use crate::stand_in::{StandIn, StandInSpec};
 pub async fn exec(global: &Global, a: ExecArgs) -> Result<u8, CliError> {
     no_descriptors(a.preserve_fds)?;
     let entry = global.store.get(&a.id)?;
-    let run_dir = global.store.run_dir(&a.id);
+    let run_dir = global.store.run_dir(&a.id, &entry);
     let daemon = Daemon::connect(&run_dir).await.ok_or(CliError::NotRunning)?;
     let state = daemon.state(&a.id, "").await?;
     match state.status {

@@ -29,6 +29,9 @@ pub struct Entry {
     pub created: String,
     /// uid of whoever made it.
     pub owner: u32,
+    /// The sandbox that it is in; none: one of its own id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
 }
 
 impl Store {
@@ -40,9 +43,9 @@ impl Store {
         Ok(Store { root: std::path::absolute(root).map_err(io("use the root", root))? })
     }
 
-    /// A container's sandbox's directory, whether it exists or not.
-    pub fn run_dir(&self, id: &str) -> PathBuf {
-        run_dir(&self.owner(), id)
+    /// The directory of a container's sandbox, whether it exists or not. `entry` is the container's.
+    pub fn run_dir(&self, id: &str, entry: &Entry) -> PathBuf {
+        run_dir(&self.owner(), entry.sandbox.as_deref().unwrap_or(id))
     }
 
     /// Whose sandboxes these are.
@@ -50,11 +53,11 @@ impl Store {
         Owner::Oci(self.root.clone())
     }
 
-    /// Takes the id.
+    /// Takes the id, for a container in its own sandbox or in `sandbox`.
     ///
     /// # Errors
     /// [`CliError::Exists`], a bad id, or the directory's.
-    pub fn add(&self, id: &str, bundle: &Path) -> Result<(), CliError> {
+    pub fn add(&self, id: &str, bundle: &Path, sandbox: Option<String>) -> Result<Entry, CliError> {
         ContainerId::new(id)?;
         DirBuilder::new().recursive(true).mode(0o711).create(&self.root).map_err(io("make", &self.root))?;
         let dir = self.root.join(id);
@@ -69,10 +72,12 @@ impl Store {
             bundle: bundle.to_owned(),
             created: crate::log::now(),
             owner: nix::unistd::Uid::current().as_raw(),
+            sandbox,
         };
         let path = dir.join(FILE);
         let text = serde_json::to_vec(&entry).map_err(|e| io("write", &path)(e.into()))?;
-        std::fs::write(&path, text).map_err(io("write", &path))
+        std::fs::write(&path, text).map_err(io("write", &path))?;
+        Ok(entry)
     }
 
     /// A container that exists.
@@ -124,12 +129,17 @@ mod tests {
     fn an_id_is_taken_once_and_cannot_leave_the_root() {
         let root = std::env::temp_dir().join(format!("kata-store-{}", std::process::id()));
         let s = Store::new(&root).unwrap();
-        s.add("a", Path::new("/b")).unwrap();
-        assert!(matches!(s.add("a", Path::new("/b")), Err(CliError::Exists { .. })));
-        assert_eq!(s.get("a").unwrap().bundle, Path::new("/b"));
+        s.add("a", Path::new("/b"), None).unwrap();
+        assert!(matches!(s.add("a", Path::new("/b"), None), Err(CliError::Exists { .. })));
+        let alone = s.get("a").unwrap();
+        assert_eq!(alone.bundle, Path::new("/b"));
+        let member = s.add("m", Path::new("/b"), Some("a".into())).unwrap();
+        assert_eq!(s.get("m").unwrap(), member);
+        assert_eq!(s.run_dir("m", &member), s.run_dir("a", &alone));
+        s.remove("m").unwrap();
         assert!(matches!(s.get("b"), Err(CliError::NotFound { .. })));
         for bad in ["../x", "", "a/b", ".."] {
-            assert!(matches!(s.add(bad, Path::new("/b")), Err(CliError::Id(_))), "{bad}");
+            assert!(matches!(s.add(bad, Path::new("/b"), None), Err(CliError::Id(_))), "{bad}");
             assert!(matches!(s.remove(bad), Err(CliError::Id(_))), "{bad}");
         }
         assert_eq!(s.ids(), ["a"]);

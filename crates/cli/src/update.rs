@@ -11,7 +11,7 @@ use crate::store::Store;
 
 /// `update`.
 pub async fn update(store: &Store, a: UpdateArgs) -> Result<u8, CliError> {
-    store.get(&a.id)?;
+    let entry = store.get(&a.id)?;
     let resources = match &a.resources {
         Some(path) => {
             let mut text = Vec::new();
@@ -25,7 +25,7 @@ pub async fn update(store: &Store, a: UpdateArgs) -> Result<u8, CliError> {
         }
         None => from_flags(&a)?,
     };
-    let daemon = Daemon::connect(&store.run_dir(&a.id)).await.ok_or(CliError::NotRunning)?;
+    let daemon = Daemon::connect(&store.run_dir(&a.id, &entry)).await.ok_or(CliError::NotRunning)?;
     daemon.update(&a.id, &resources).await?;
     Ok(0)
 }

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use kata_oci::Hook;
 use kata_oci::{State, Status};
-use kata_sandbox::{StateFile, cleanup, run_hooks};
+use kata_sandbox::{StateFile, cleanup_container, run_hooks};
 
 use crate::args::Format;
 use crate::client::{Daemon, Failure};
 use crate::error::CliError;
-use crate::store::Store;
+use crate::store::{Entry, Store};
 use crate::{query, signals};
 
 /// How long a killed container may take to be seen as stopped.
@@ -23,8 +23,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The daemon of a container that must run.
 async fn daemon(store: &Store, id: &str) -> Result<Daemon, CliError> {
-    store.get(id)?;
-    Daemon::connect(&store.run_dir(id)).await.ok_or(CliError::NotRunning)
+    let entry = store.get(id)?;
+    Daemon::connect(&store.run_dir(id, &entry)).await.ok_or(CliError::NotRunning)
 }
 
 /// `start`.
@@ -37,7 +37,7 @@ pub async fn start(store: &Store, id: &str) -> Result<u8, CliError> {
 /// A container's state: from its daemon, else from what the daemon left.
 async fn look(store: &Store, id: &str) -> Result<State, CliError> {
     let entry = store.get(id)?;
-    let run_dir = store.run_dir(id);
+    let run_dir = store.run_dir(id, &entry);
     let mut state = State {
         oci_version: kata_oci::OCI_VERSION.into(),
         id: id.to_owned(),
@@ -94,14 +94,18 @@ pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError
     let entry = match store.get(id) {
         Ok(entry) => entry,
         Err(CliError::NotFound { .. }) if force => {
-            // A crash may have left the sandbox without its entry.
-            cleanup(&store.run_dir(id), None)?;
+            // A crash may have left the sandbox without its entry. One that has outlived the container of its id is well.
+            let run_dir = store.run_dir(id, &Entry::default());
+            if !serves_others(&run_dir, id).await {
+                cleanup_container(&run_dir, id, None)?;
+            }
             return Ok(0);
         }
         Err(err) => return Err(err),
     };
-    let run_dir = store.run_dir(id);
+    let run_dir = store.run_dir(id, &entry);
     let mut hooks_ran = false;
+    let mut left = run_dir.exists();
     if let Some(daemon) = Daemon::connect(&run_dir).await {
         let ended = if force {
             let hung = || Err(CliError::Daemon("the sandbox's daemon does not answer; it is killed".into()));
@@ -116,14 +120,15 @@ pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError
             Err(err) if force => eprintln!("kata-runtime: {err}"),
             Err(err) => return Err(err),
         }
-        if hooks_ran && daemon.shutdown(id).await.is_ok() {
-            wait_gone(&run_dir).await;
+        if hooks_ran {
+            left = leave(daemon, &run_dir, id).await;
         }
     }
-    if run_dir.exists() {
+    if left {
         // What the state file does not tell, the bundle may.
         let spec = kata_oci::load_spec(&entry.bundle).unwrap_or_default();
-        let remains = cleanup(&run_dir, spec.linux.as_ref().map(|l| l.cgroups_path.as_str()))?;
+        let cgroups_path = spec.linux.as_ref().map(|l| l.cgroups_path.as_str()).filter(|_| entry.sandbox.is_none());
+        let remains = cleanup_container(&run_dir, id, cgroups_path)?;
         if let Some(err) = remains.damaged {
             eprintln!("kata-runtime: {err}");
         }
@@ -140,8 +145,36 @@ pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError
     Ok(0)
 }
 
+/// Whether a sandbox serves there and has containers beside this one.
+pub async fn serves_others(run_dir: &Path, id: &str) -> bool {
+    let state = StateFile::load(run_dir).ok().flatten();
+    state.is_some_and(|s| s.containers.keys().any(|other| other != id)) && Daemon::connect(run_dir).await.is_some()
+}
+
+/// Lets a sandbox end in which a container has been deleted, if that was its last, and waits for its end. Whether something of it
+/// is left that has to be cleaned up.
+pub async fn leave(daemon: Daemon, run_dir: &Path, id: &str) -> bool {
+    let serving = || StateFile::load(run_dir).ok().flatten();
+    let before = serving().and_then(|state| state.daemon);
+    if daemon.shutdown_if_empty(id).await.is_err() {
+        return run_dir.exists();
+    }
+    let deadline = Instant::now() + GONE_WITHIN;
+    loop {
+        match serving() {
+            // The directory may be another sandbox's by now, of the same id.
+            None => return false,
+            Some(state) if state.daemon != before => return false,
+            // It goes on for the others.
+            Some(state) if !state.containers.is_empty() => return false,
+            Some(_) if Instant::now() >= deadline => return true,
+            Some(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
+
 /// Ends the container through its daemon.
-async fn ended_by(daemon: &Daemon, id: &str, force: bool) -> Result<(), CliError> {
+pub async fn ended_by(daemon: &Daemon, id: &str, force: bool) -> Result<(), CliError> {
     let status = match daemon.state(id, "").await {
         Ok(task) => task.status,
         // Nothing was created in it.
@@ -170,14 +203,6 @@ async fn ended_by(daemon: &Daemon, id: &str, force: bool) -> Result<(), CliError
     Ok(())
 }
 
-/// Waits until the daemon has removed its directory, its last act.
-pub async fn wait_gone(run_dir: &Path) {
-    let deadline = Instant::now() + GONE_WITHIN;
-    while run_dir.exists() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 async fn poststop(id: &str, bundle: &Path, hooks: &[Hook], annotations: BTreeMap<String, String>) {
     let state = State {
         oci_version: kata_oci::OCI_VERSION.into(),
@@ -196,10 +221,11 @@ async fn poststop(id: &str, bundle: &Path, hooks: &[Hook], annotations: BTreeMap
 
 /// `ps`.
 pub async fn ps(store: &Store, id: &str, format: Format, options: Vec<String>) -> Result<u8, CliError> {
+    let entry = store.get(id)?;
     let daemon = daemon(store, id).await?;
     match format {
         Format::Json => println!("{}", serde_json::json!(daemon.pids(id).await?)),
-        Format::Table => print!("{}", query::guest_processes(&store.run_dir(id), id, options)?),
+        Format::Table => print!("{}", query::guest_processes(&store.run_dir(id, &entry), id, options)?),
     }
     Ok(0)
 }

@@ -26,6 +26,9 @@ pub enum CleanupError {
         /// How that is known.
         source: io::Error,
     },
+    /// The state file of what is kept.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A mount below the run directory, or the directory itself.
     #[error(transparent)]
     Share(#[from] kata_storage::ShareError),
@@ -67,6 +70,24 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
     Ok(remains)
 }
 
+/// Removes what a dead sandbox left of one of its containers. What the others still need is kept (how they ended, their hooks);
+/// with the last of them everything goes, as by [`cleanup`].
+///
+/// # Errors
+/// [`CleanupError`].
+pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -> Result<Remains, CleanupError> {
+    let Ok(Some(mut state)) = StateFile::load(run_dir) else { return cleanup(run_dir, cgroups_path) };
+    let before = state.clone();
+    state.containers.remove(id);
+    if state.containers.is_empty() {
+        return cleanup(run_dir, cgroups_path);
+    }
+    kill_all(run_dir, Some(&before))?;
+    // The others' shims have told already, or tell now, that their sandbox is gone.
+    state.save(run_dir)?;
+    Ok(Remains { state: Some(before), damaged: None })
+}
+
 fn kill_all(run_dir: &Path, state: Option<&StateFile>) -> Result<(), CleanupError> {
     // The daemon first: it would report what we do as a crash.
     let processes = match state {
@@ -93,4 +114,35 @@ fn daemon_by_its_socket(run_dir: &Path) -> Option<ProcessRecord> {
     let socket = UnixStream::connect(task_socket(run_dir)).ok()?;
     let listener = rustix::net::sockopt::socket_peercred(&socket).ok()?;
     ProcessRecord::of(listener.pid.as_raw_nonzero().get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ContainerRecord;
+
+    #[test]
+    fn a_dead_sandboxs_containers_go_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        let mut state = StateFile::new("s");
+        state.daemon = None;
+        for (id, status) in [("s", 137), ("a", 3), ("b", 4)] {
+            let record = ContainerRecord { exit_status: Some(status), ..ContainerRecord::default() };
+            state.containers.insert(id.into(), record);
+        }
+        state.save(&run).unwrap();
+        let status = |id: &str| {
+            let remains = cleanup_container(&run, id, None).unwrap();
+            remains.state.and_then(|mut s| s.containers.remove(id)).and_then(|c| c.exit_status)
+        };
+        // The sandbox's own container first: podman does so.
+        assert_eq!(status("s"), Some(137));
+        assert_eq!(status("s"), None);
+        assert_eq!(status("a"), Some(3));
+        assert_eq!(status("b"), Some(4));
+        assert!(!run.exists());
+        assert_eq!(status("b"), None);
+    }
 }

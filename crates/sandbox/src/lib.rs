@@ -14,6 +14,7 @@ mod launch;
 mod machine;
 // Public for its benchmark.
 mod network;
+mod place;
 #[doc(hidden)]
 pub mod plan;
 mod process;
@@ -25,7 +26,7 @@ mod state;
 mod stdio;
 mod template;
 
-pub use cleanup::{CleanupError, Remains, cleanup};
+pub use cleanup::{CleanupError, Remains, cleanup, cleanup_container};
 pub use error::SandboxError;
 pub use events::{Event, Events};
 pub use found::{Found, find};
@@ -37,6 +38,7 @@ pub use machine::{
     BeginSpec, BootError, DiskError, ExerciseError, Identity, Machine, begin as begin_machine, vm_shape,
 };
 pub use network::{Joined as JoinedNetwork, NetworkError, NetworkRecord};
+pub use place::{Place, PlaceError, place};
 pub use plan::PlanError;
 pub use process::{Exit, Process};
 pub use retire::retire;

@@ -5,17 +5,21 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use kata_factory::launch;
-use kata_sandbox::{Launch, Owner, cleanup, run_dir, run_hooks, task_socket};
+use kata_oci::Spec;
+use kata_sandbox::{
+    Launch, Owner, Place, Role, StateFile, cleanup_container, place, role, run_dir, run_hooks, task_socket,
+};
 use kata_types::{EXIT_LOST, SandboxId};
 
-use crate::{convert, options};
+use crate::{convert, options, remove};
 
 /// The environment variable in which containerd says which version of the Task API it knows; 1.6 says nothing, and
 /// all from 1.7 to 2.1 say 2, whatever they could. (The OCI command line speaks version 3 to the same daemon.)
@@ -104,6 +108,27 @@ fn run(args: Vec<OsString>) -> Result<(), String> {
 }
 
 fn start(args: &Args, owner: Owner, bundle: PathBuf) -> Result<(), String> {
+    // A spec that cannot be read is the daemon's to complain of, which does so where the log is.
+    let place = kata_oci::load_spec(&bundle).map_or(Ok(Place::Own), |spec| place(&owner, &spec));
+    let run_dir = match place.map_err(|e| e.to_string())? {
+        Place::Own => launch_own(args, owner, &bundle)?,
+        Place::In(sandbox) => {
+            let run_dir = run_dir(&owner, &sandbox);
+            if UnixStream::connect(task_socket(&run_dir)).is_err() {
+                return Err(format!("container {} belongs into the sandbox {sandbox}, which does not run", args.id));
+            }
+            run_dir
+        }
+    };
+    let address = format!("unix://{}", task_socket(&run_dir).display());
+    // containerd 1.x reads this after its own restart; 2.x keeps what it was told.
+    std::fs::write(bundle.join("address"), &address).map_err(|e| format!("{}/address: {e}", bundle.display()))?;
+    let answer = answer(&address, std::env::var(MAX_VERSION).ok().as_deref());
+    let mut out = std::io::stdout();
+    out.write_all(answer.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("stdout: {e}"))
+}
+
+fn launch_own(args: &Args, owner: Owner, bundle: &Path) -> Result<PathBuf, String> {
     let log = bundle.join("log");
     let launched = launch(&Launch {
         owner,
@@ -112,15 +137,9 @@ fn start(args: &Args, owner: Owner, bundle: PathBuf) -> Result<(), String> {
         debug: args.debug,
         log: log.exists().then_some(log),
         events: std::env::var("TTRPC_ADDRESS").ok().filter(|a| !a.is_empty()),
-        bundle: bundle.clone(),
+        bundle: bundle.to_owned(),
     });
-    let (run_dir, _) = launched.map_err(|e| e.to_string())?;
-    let address = format!("unix://{}", task_socket(&run_dir).display());
-    // containerd 1.x reads this after its own restart; 2.x keeps what it was told.
-    std::fs::write(bundle.join("address"), &address).map_err(|e| format!("{}/address: {e}", bundle.display()))?;
-    let answer = answer(&address, std::env::var(MAX_VERSION).ok().as_deref());
-    let mut out = std::io::stdout();
-    out.write_all(answer.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("stdout: {e}"))
+    Ok(launched.map_err(|e| e.to_string())?.0)
 }
 
 /// What `start` prints: for a containerd that speaks the Task API's version 3, where and how it is spoken (containerd's
@@ -132,21 +151,53 @@ fn answer(address: &str, max_version: Option<&str>) -> String {
     }
 }
 
-fn delete(args: &Args, owner: &Owner, bundle: &std::path::Path) -> Result<(), String> {
-    let dir = run_dir(owner, &args.id);
-    let spec = kata_oci::load_spec(bundle).ok();
-    let cgroups_path = spec.as_ref().and_then(|s| s.linux.as_ref()).map(|l| l.cgroups_path.as_str());
-    let remains = cleanup(&dir, cgroups_path).map_err(|e| e.to_string())?;
-    if let Some(err) = remains.damaged {
-        eprintln!("containerd-shim-kata-v2: {err}");
+/// The sandbox that a container is in: its own, if nothing says otherwise. The spec tells, as long as it can be read; else the
+/// address that `start` has left in the bundle.
+fn sandbox_dir(args: &Args, owner: &Owner, bundle: &Path, spec: Option<&Spec>) -> PathBuf {
+    if let Some(Role::Container { sandbox }) = spec.and_then(|spec| role(spec).ok()) {
+        return run_dir(owner, sandbox.as_str());
     }
-    let record = remains.state.and_then(|mut s| s.containers.remove(&args.id));
+    let own = run_dir(owner, &args.id);
+    let address = std::fs::read_to_string(bundle.join("address")).unwrap_or_default();
+    let socket = Path::new(address.trim().strip_prefix("unix://").unwrap_or_default());
+    match socket.parent() {
+        // Only ever one of ours: whoever could write that file could not name anything else to be removed.
+        Some(dir) if dir.parent() == own.parent() && task_socket(dir) == socket => dir.to_owned(),
+        _ => own,
+    }
+}
+
+fn delete(args: &Args, owner: &Owner, bundle: &Path) -> Result<(), String> {
+    let spec = kata_oci::load_spec(bundle).ok();
+    let dir = sandbox_dir(args, owner, bundle, spec.as_ref());
+    let own = dir == run_dir(owner, &args.id);
+    // A container of a sandbox that still serves others is taken out of it, and nothing else is touched. containerd 1.6 calls
+    // this for every container that it has deleted, the pod's sandbox among them.
+    let others = || StateFile::load(&dir).ok().flatten().is_some_and(|s| s.containers.keys().any(|id| *id != args.id));
+    let removed = if own && !others() { None } else { remove::from_living(&dir, &args.id) };
     let mut response = DeleteResponse::new();
-    response.exit_status = record.as_ref().and_then(|r| r.exit_status).unwrap_or(EXIT_LOST).cast_unsigned();
     response.exited_at = convert::timestamp(SystemTime::now());
-    if let Some(record) = record {
-        response.pid = record.pid.cast_unsigned();
-        poststop(&args.id, bundle, &record);
+    response.exit_status = EXIT_LOST.cast_unsigned();
+    match removed {
+        Some(Ok(deleted)) => {
+            response.exit_status = deleted.exit_status;
+            response.pid = deleted.pid;
+        }
+        // It is not there (any more).
+        Some(Err(remove::Failure::NotFound)) => {}
+        Some(Err(remove::Failure::Other(text))) => return Err(text),
+        None => {
+            let cgroups_path = spec.as_ref().and_then(|s| s.linux.as_ref()).map(|l| l.cgroups_path.as_str());
+            let remains = cleanup_container(&dir, &args.id, cgroups_path.filter(|_| own)).map_err(|e| e.to_string())?;
+            if let Some(err) = remains.damaged {
+                eprintln!("containerd-shim-kata-v2: {err}");
+            }
+            if let Some(record) = remains.state.and_then(|mut s| s.containers.remove(&args.id)) {
+                response.exit_status = record.exit_status.unwrap_or(EXIT_LOST).cast_unsigned();
+                response.pid = record.pid.cast_unsigned();
+                poststop(&args.id, bundle, &record);
+            }
+        }
     }
     let bytes = response.write_to_bytes().map_err(|e| e.to_string())?;
     std::io::stdout().write_all(&bytes).map_err(|e| format!("stdout: {e}"))

@@ -11,6 +11,7 @@ mod management;
 mod observed;
 mod options;
 mod publish;
+mod remove;
 mod service;
 mod stats;
 
