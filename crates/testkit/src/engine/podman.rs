@@ -14,6 +14,9 @@ use crate::runtime::{scratch, stage};
 /// A podman with storage of its own, with the busybox image in it.
 pub struct Podman {
     parent: CgroupParent,
+    /// What `podman play kube` puts its pods below, whatever it is told.
+    #[allow(dead_code, reason = "removed when it is dropped")]
+    kube_parent: Option<CgroupParent>,
     dir: TempDir,
 }
 
@@ -24,7 +27,7 @@ impl Podman {
     /// When it cannot.
     pub fn new() -> Podman {
         let parent = CgroupParent(format!("kata-podman-{}", std::process::id()));
-        let this = Podman { parent, dir: scratch() };
+        let this = Podman { parent, kube_parent: None, dir: scratch() };
         // Its own default for open files is more than root may have where it lacks CAP_SYS_RESOURCE.
         let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\ndefault_sysctls = []\n\
                       [engine]\nevents_logger = \"file\"\ncgroup_manager = \"cgroupfs\"\n";
@@ -33,6 +36,16 @@ impl Podman {
             fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         }
         this.podman(["load", "--input"]).arg(image::busybox()).ok();
+        this
+    }
+
+    /// The same, for pods out of files.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn with_kube_parent() -> Podman {
+        let mut this = Podman::new();
+        this.kube_parent = Some(CgroupParent("libpod_parent".to_owned()));
         this
     }
 
@@ -58,6 +71,26 @@ impl Podman {
     pub fn run<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
         let parent = format!("--cgroup-parent=/{}", self.parent.0);
         self.podman(["run", "--network", "none", &parent]).args(flags)
+    }
+
+    /// A pod without a network beyond its loopback, with more flags.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn pod<S: AsRef<OsStr>>(&self, name: &str, flags: impl IntoIterator<Item = S>) {
+        let parent = format!("--cgroup-parent=/{}", self.parent.0);
+        self.podman(["pod", "create", "--network", "none", "--name", name, &parent]).args(flags).ok();
+    }
+
+    /// `podman run` in a pod, with more flags; then come the image's name and the command.
+    pub fn run_in<S: AsRef<OsStr>>(&self, pod: &str, flags: impl IntoIterator<Item = S>) -> Cmd {
+        self.podman(["run", "--pod", pod]).args(flags)
+    }
+
+    /// `podman run` in namespaces of another container, which the flags name; then come the image's name and the command.
+    pub fn joined<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
+        let parent = format!("--cgroup-parent=/{}", self.parent.0);
+        self.podman(["run", &parent]).args(flags)
     }
 
     /// A place for the test's own files.
