@@ -1,11 +1,14 @@
 //! Removing what a sandbox left behind, from its state file alone: after any crash, at any point.
 
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kata_vmm::spawn::kill_recorded;
+use rustix::fs::FlockOperation;
 use thiserror::Error;
 
 use crate::hostcgroup::HostCgroup;
@@ -26,6 +29,9 @@ pub enum CleanupError {
         /// How that is known.
         source: io::Error,
     },
+    /// Others that clean up.
+    #[error("cannot wait for others that clean up after the sandbox: {0}")]
+    Lock(#[source] io::Error),
     /// The state file of what is kept.
     #[error(transparent)]
     State(#[from] StateError),
@@ -76,6 +82,17 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
 /// # Errors
 /// [`CleanupError`].
 pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -> Result<Remains, CleanupError> {
+    // Engines remove a dead pod's containers all at once: each must find what the last has left. The lock is the directory's, and
+    // ends with this function.
+    let dir = File::open(run_dir);
+    if let Ok(dir) = &dir {
+        rustix::fs::flock(dir, FlockOperation::LockExclusive).map_err(|e| CleanupError::Lock(e.into()))?;
+        let same = |there: Metadata| dir.metadata().is_ok_and(|d| (d.dev(), d.ino()) == (there.dev(), there.ino()));
+        if !std::fs::metadata(run_dir).is_ok_and(same) {
+            // The last one has removed it. What is there now, if anything, is another sandbox's.
+            return Ok(Remains::default());
+        }
+    }
     let Ok(Some(mut state)) = StateFile::load(run_dir) else { return cleanup(run_dir, cgroups_path) };
     let before = state.clone();
     state.containers.remove(id);

@@ -80,6 +80,9 @@ pub enum SandboxError {
     /// A block device for the guest.
     #[error("{}", crate::machine::chain(.0))]
     Disk(#[from] crate::machine::DiskError),
+    /// The mount namespace that the daemon came from.
+    #[error("cannot enter the mount namespace in which the sandbox was made: {0}")]
+    View(#[source] std::io::Error),
     /// The agent.
     #[error(transparent)]
     Agent(#[from] CallError),

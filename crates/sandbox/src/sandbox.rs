@@ -19,7 +19,7 @@ use kata_agent_client::{AgentClient, CallError};
 use kata_config::Config;
 use kata_oci::{Spec, State, Status};
 use kata_proto::agent as pb;
-use kata_storage::RootfsMount;
+use kata_storage::{RootfsMount, View};
 use kata_types::{Mib, SandboxId};
 use kata_vmm::{AgentAddr, Vmm};
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -57,6 +57,8 @@ pub struct Options {
     pub hostname: String,
     /// Where events go.
     pub events: Events,
+    /// Where what bundles name is looked for.
+    pub view: View,
 }
 
 /// A container to make.

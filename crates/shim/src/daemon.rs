@@ -19,6 +19,7 @@ use kata_network::Netns;
 use kata_sandbox::{
     HostCgroup, JoinedNetwork, Machine, Options, Ready, Sandbox, attach_socket, monitor_socket, task_socket,
 };
+use kata_storage::View;
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
 use tokio::net::UnixListener;
@@ -64,7 +65,7 @@ fn answer(ready: &Ready) {
 
 fn run(args: Vec<OsString>) -> Result<(), String> {
     let args = Args::parse(args)?;
-    detach().map_err(|e| format!("the sandbox's daemon cannot detach: {e}"))?;
+    let view = detach().map_err(|e| format!("the sandbox's daemon cannot detach: {e}"))?;
     let daemon_log = args.run_dir.join("daemon.log");
     logging::start(Some(args.log.as_deref().unwrap_or(&daemon_log)), args.debug);
     if !args.pool {
@@ -75,20 +76,22 @@ fn run(args: Vec<OsString>) -> Result<(), String> {
         .thread_keep_alive(THREAD_KEEP_ALIVE)
         .build()
         .map_err(|e| format!("no event loop: {e}"))?;
-    let done = if args.pool { runtime.block_on(waiting::wait(args)) } else { runtime.block_on(serve(&args)) };
+    let done = if args.pool { runtime.block_on(waiting::wait(args)) } else { runtime.block_on(serve(&args, view)) };
     // Detached pumps may sit in a read that never ends.
     runtime.shutdown_background();
     done
 }
 
 /// A session of its own; a mount namespace of its own, slave to the host's, so that a kill leaks no mount; no
-/// descriptor but the three standard ones. Single-threaded still.
-fn detach() -> nix::Result<()> {
+/// descriptor but the three standard ones. Single-threaded still. Returns the view of the mount namespace that it leaves.
+fn detach() -> nix::Result<View> {
     // Already a leader when started by a shell's job control: that is as good.
     let _ = nix::unistd::setsid();
     nix::unistd::chdir("/")?;
     kata_sys::fds::close_from(3).map_err(|e| nix::Error::from_raw(e.raw_os_error().unwrap_or(0)))?;
-    namespace::own()
+    let view = View::current().map_err(|e| nix::Error::from_raw(e.raw_os_error().unwrap_or(0)))?;
+    namespace::own()?;
+    Ok(view)
 }
 
 /// What a daemon listens at.
@@ -122,7 +125,7 @@ enum Has {
     Nothing { host: Netns },
 }
 
-async fn serve(args: &Args) -> Result<(), String> {
+async fn serve(args: &Args, view: View) -> Result<(), String> {
     let loaded = kata_factory::config(args.config.as_deref()).map_err(|e| e.to_string())?;
     let mut config = loaded.config;
     if args.debug {
@@ -132,7 +135,7 @@ async fn serve(args: &Args) -> Result<(), String> {
     let sockets = Sockets::bind(&args.run_dir)?;
     tracing::info!(config = ?loaded.files, "configured");
     let host = Netns::current().map_err(|e| e.to_string())?;
-    let serving = Serving::begin(args, config, vmm, sockets, Has::Nothing { host }).await?;
+    let serving = Serving::begin(args, config, vmm, sockets, Has::Nothing { host }, view).await?;
     answer(&Ready { pid: Some(std::process::id().cast_signed()), error: None });
     serving.until_its_end(args).await
 }
@@ -148,7 +151,14 @@ struct Serving {
 }
 
 impl Serving {
-    async fn begin(args: &Args, config: Config, vmm: Arc<Qemu>, sockets: Sockets, has: Has) -> Result<Serving, String> {
+    async fn begin(
+        args: &Args,
+        config: Config,
+        vmm: Arc<Qemu>,
+        sockets: Sockets,
+        has: Has,
+        view: View,
+    ) -> Result<Serving, String> {
         let owner = args.owner()?;
         let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
         let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
@@ -172,6 +182,7 @@ impl Serving {
             network,
             hostname: spec.hostname.clone(),
             events,
+            view,
         };
         let sandbox = match machine {
             None => Sandbox::start(options),

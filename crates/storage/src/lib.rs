@@ -8,8 +8,10 @@ mod daemon;
 mod mountinfo;
 mod options;
 mod share;
+mod view;
 pub mod virtiofsd;
 
 pub use daemon::{FsDaemon, FsDaemonError};
 pub use mountinfo::root_of_mount;
 pub use share::{RootfsMount, Share, ShareError, remove_run_dir};
+pub use view::View;

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::mountinfo::mounts_below;
 use crate::options::Options;
+use crate::view::View;
 
 /// The most that `mount(2)` takes as options is a page, less one byte.
 const MAX_DATA: usize = 4095;
@@ -100,6 +101,8 @@ struct Shown {
 pub struct Share {
     dir: PathBuf,
     containers: BTreeMap<ContainerId, Shown>,
+    /// Where what is shown is looked for.
+    view: View,
     removed: bool,
 }
 
@@ -114,7 +117,7 @@ impl Share {
         let dir = run_dir.join("share");
         Share::cleanup(&run_dir)?;
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(os("make", &dir))?;
-        let share = Share { dir, containers: BTreeMap::new(), removed: false };
+        let share = Share { dir, containers: BTreeMap::new(), view: View::default(), removed: false };
         share.mount_itself().map_err(os("make a share of", &share.dir))?;
         Ok(share)
     }
@@ -126,6 +129,11 @@ impl Share {
         mount(none, &self.dir, none, MsFlags::MS_PRIVATE, none)?;
         mount(none, &self.dir, none, MsFlags::MS_SHARED, none)?;
         Ok(())
+    }
+
+    /// Looks for what is to be shown there from now on.
+    pub fn look_in(&mut self, view: View) {
+        self.view = view;
     }
 
     /// Its path.
@@ -185,9 +193,9 @@ impl Share {
         self.containers.entry(cid.clone()).or_default().present = true;
         make_dirs(&target)?;
         let made = if mounts.is_empty() {
-            attach_bind("the root file system", bundle_rootfs, &target, attrs(read_only), true, Some(true))
+            attach_bind(&self.view, "the root file system", bundle_rootfs, &target, attrs(read_only), true, Some(true))
         } else {
-            mounts.iter().try_for_each(|m| attach_mount(m, &target, read_only))
+            mounts.iter().try_for_each(|m| attach_mount(&self.view, m, &target, read_only))
         };
         if let Err(e) = made {
             // The error that led here is the one to report.
@@ -219,7 +227,7 @@ impl Share {
         if let Some(parent) = target.parent() {
             make_dirs(parent)?;
         }
-        if let Err(e) = attach_bind("the bind source", source, &target, attrs(read_only), recursive, None) {
+        if let Err(e) = attach_bind(&self.view, "the bind source", source, &target, attrs(read_only), recursive, None) {
             if let Err(e) = remove_placeholder(&target) {
                 tracing::warn!("{e}");
             }
@@ -309,6 +317,7 @@ fn make_dirs(dir: &Path) -> Result<(), ShareError> {
 
 /// Attaches a view of `source` at `target`, which is made if it is not there. `must_be_dir`: none if any kind will do.
 fn attach_bind(
+    view: &View,
     what: &'static str,
     source: &Path,
     target: &Path,
@@ -321,7 +330,7 @@ fn attach_bind(
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let tree = open_tree(CWD, source, flags).map_err(|e| wrong(e.into()))?;
+    let tree = view.look(|| open_tree(CWD, source, flags)).map_err(wrong)?.map_err(|e| wrong(e.into()))?;
     let stat = rustix::fs::fstat(&tree).map_err(|e| wrong(e.into()))?;
     let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
     if must_be_dir == Some(true) && !is_dir {
@@ -342,14 +351,14 @@ fn attach_bind(
 }
 
 /// Attaches one of an engine's mounts.
-fn attach_mount(described: &RootfsMount, target: &Path, read_only: bool) -> Result<(), ShareError> {
+fn attach_mount(view: &View, described: &RootfsMount, target: &Path, read_only: bool) -> Result<(), ShareError> {
     let mut options = Options::parse(&described.fstype, &described.options);
     if let Some(recursive) = options.bind {
         let mut attrs = attrs(read_only);
         attrs.read_only |= options.attrs().read_only;
         attrs.noexec |= options.attrs().noexec;
         let source = Path::new(&described.source);
-        return attach_bind("the root file system", source, target, attrs, recursive, Some(true));
+        return attach_bind(view, "the root file system", source, target, attrs, recursive, Some(true));
     }
     options.flags.0 |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     options.flags.0.set(MsFlags::MS_RDONLY, read_only || options.flags.0.contains(MsFlags::MS_RDONLY));

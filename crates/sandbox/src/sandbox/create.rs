@@ -42,7 +42,9 @@ impl Sandbox {
             return self.create_pause(&mut machine, &id, spec, request).await;
         }
         self.share(&mut spec)?;
-        let planned = plan::plan(&spec, id.as_str(), self.limits(), &RealHost)?;
+        let limits = self.limits();
+        let looked = self.options.view.look(|| plan::plan(&spec, id.as_str(), limits, &RealHost));
+        let planned = looked.map_err(SandboxError::View)??;
         if !planned.disks.is_empty() && !self.options.vmm.caps().hotplug_block {
             let (operation, by) = ("plug a block device".into(), self.options.vmm.name().into());
             return Err(plan::PlanError::from(Unsupported { operation, by }).into());
@@ -189,6 +191,7 @@ impl Sandbox {
         pid: i32,
     ) -> Result<(Pumps, Option<Mib>, Option<u32>), SandboxError> {
         let root = spec.root.as_ref().map_or("rootfs", |r| r.path.as_str());
+        machine.share.look_in(self.options.view.clone());
         let guest_root = machine.share.add_rootfs(id, rootfs, &bundle.join(root), false)?;
         let mut guest_spec = planned.spec;
         guest_spec.Root.mut_or_insert_default().Path = guest_root;

@@ -47,6 +47,7 @@ impl Fixture {
             network: None,
             hostname: "inside".into(),
             events: tx,
+            view: kata_storage::View::default(),
         });
         Fixture { sandbox: sandbox.unwrap(), calls, events, dir }
     }

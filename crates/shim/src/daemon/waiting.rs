@@ -11,6 +11,7 @@ use kata_factory::handover::{self, Incoming, Name, Theirs};
 use kata_factory::{READY_WORD, TAKEN_WORD, announce};
 use kata_network::Netns;
 use kata_sandbox::{BeginSpec, Machine, ProcessRecord, Ready, StateFile, begin_machine};
+use kata_storage::View;
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
 use tokio::io::AsyncWriteExt;
@@ -148,13 +149,14 @@ async fn named(
     // What is told by `death`, after it has made sure of the reason, may have happened just now.
     let alive = machine.ended().map_or(Ok(()), |exit| Err(format!("a process of the machine has ended: {exit}")));
     let followed = alive.and_then(|()| {
-        namespace::follow(theirs.mounts, &mut machine)?;
-        Netns::adopt(theirs.network, "of the host").map_err(|e| e.to_string())
+        namespace::follow(&theirs.mounts, &mut machine)?;
+        let host = Netns::adopt(theirs.network, "of the host").map_err(|e| e.to_string())?;
+        Ok((host, View::of(theirs.mounts)))
     });
     let begun = match followed {
-        Ok(host) => {
+        Ok((host, view)) => {
             let has = Has::Machine { machine: Box::new(machine), host, spare };
-            Serving::begin(&args, config, vmm, sockets, has).await
+            Serving::begin(&args, config, vmm, sockets, has, view).await
         }
         Err(err) => {
             end(machine, &args.run_dir).await;

@@ -139,6 +139,10 @@ impl Drop for CgroupParent {
         for dir in self.dirs() {
             // One that is not empty is a leak, and found as such. podman leaves its conmons' own cgroup behind.
             drop(fs::remove_dir(dir.join("conmon")));
+            // Of pods it removes those in hierarchies with a controller; the others stay, with any runtime, empty.
+            for pod in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                drop(fs::remove_dir(pod.path()));
+            }
             drop(fs::remove_dir(dir));
         }
     }
