@@ -117,6 +117,16 @@ impl Netns {
         made.map_err(|source| NetnsError::Os { what: "make", name: name.to_owned(), source })
     }
 
+    /// The same one again.
+    ///
+    /// # Errors
+    /// [`NetnsError::Os`].
+    pub fn try_clone(&self) -> Result<Netns, NetnsError> {
+        let os = |source| NetnsError::Os { what: "open", name: self.name.clone(), source };
+        let fd = self.fd.try_clone().map_err(os)?;
+        Ok(Netns { fd, name: self.name.clone(), identity: self.identity })
+    }
+
     /// What messages call it.
     pub fn name(&self) -> &str {
         &self.name

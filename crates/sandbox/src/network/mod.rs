@@ -18,12 +18,14 @@
 mod choose;
 mod error;
 mod follow;
+mod forward;
 mod message;
 mod sync;
 
 pub use choose::Joined;
 pub use error::NetworkError;
 pub(crate) use follow::follow;
+pub(crate) use forward::forward;
 pub(crate) use sync::Network;
 
 use kata_network::{Attachment, Netns};

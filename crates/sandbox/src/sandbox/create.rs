@@ -102,6 +102,7 @@ impl Sandbox {
         let machine = self.boot(machine).await?;
         self.begin_pause(id, &spec, &request.bundle, request.pid).await?;
         self.sync_with(machine).await?;
+        self.forward_localhost(machine.agent.clone()).await;
         let init = Arc::new(Process::new(id.as_str(), "", request.pid, terminal, request.addresses));
         let container = Container {
             spec,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kata_agent_client::AgentClient;
 use kata_network::Watch;
 use kata_oci::{Hook, State};
 use tokio::sync::watch;
@@ -21,6 +22,15 @@ impl Sandbox {
         let watch = watch.map_err(NetworkError::from)?;
         tokio::spawn(network::follow(Arc::downgrade(self), watch));
         Ok(())
+    }
+
+    /// Begins to pass on what calls the pod's localhost. A sandbox of one container has nobody who would.
+    pub(super) async fn forward_localhost(&self, agent: AgentClient) {
+        let Some(network) = &self.network else { return };
+        match network.lock().await.netns().try_clone() {
+            Ok(netns) => drop(tokio::spawn(network::forward(netns, agent, self.death()))),
+            Err(err) => tracing::warn!("ports of the pod's localhost cannot be forwarded: {err}"),
+        }
     }
 
     /// Gives the guest what is in the namespace now; whether anything was to be done. Without a machine there is nobody to
