@@ -10,14 +10,15 @@ use kata_proto::agent::Device;
 use kata_proto::oci;
 use thiserror::Error;
 
+use crate::pci::{self, PciPath};
+
 /// The kinds of device that [`find`] knows, by the names that requests use.
 pub const HANDLERS: &[&str] = &[BLK, SCSI];
-/// A virtio-blk device; its id is the PCI path: slots from the root bus, two hex digits each, "02/00".
+/// A virtio-blk device; its id is a PCI path.
 const BLK: &str = "blk";
 /// A disk behind a SCSI controller; its id is "target:unit".
 const SCSI: &str = "scsi";
 
-const PCI_ROOT: &str = "/sys/devices/pci0000:00";
 const SCSI_DEVICES: &str = "/sys/bus/scsi/devices";
 const SCSI_HOSTS: &str = "/sys/class/scsi_host";
 /// How often a device that is being plugged is looked for.
@@ -82,28 +83,9 @@ trait Place {
     fn rescan(&self) {}
 }
 
-struct Pci(Vec<(u8, u8)>);
-
-/// `(slot, function)` of each step: "02/00", or with a function "02.0/00.1".
-fn pci_path(id: &str) -> Option<Vec<(u8, u8)>> {
-    let step = |part: &str| {
-        let (slot, function) = part.split_once('.').unwrap_or((part, "0"));
-        let slot = u8::from_str_radix(slot, 16).ok().filter(|s| *s < 32)?;
-        Some((slot, u8::from_str_radix(function, 8).ok().filter(|f| *f < 8)?))
-    };
-    let steps: Option<Vec<_>> = id.split('/').map(step).collect();
-    steps.filter(|s| !s.is_empty() && s.len() <= 8)
-}
-
-impl Place for Pci {
+impl Place for PciPath {
     fn look(&self) -> Option<Found> {
-        let mut dir = PathBuf::from(PCI_ROOT);
-        for (slot, function) in &self.0 {
-            let end = format!(":{slot:02x}.{function}");
-            dir = children(&dir).find(|path| ends_with(path, &end))?;
-        }
-        let virtio = children(&dir).find(|path| starts_with(path, "virtio"))?;
-        block_of(&virtio)
+        block_of(&pci::virtio_of(&self.find()?)?)
     }
 }
 
@@ -134,10 +116,6 @@ fn ends_with(path: &Path, end: &str) -> bool {
     path.file_name().is_some_and(|n| n.as_encoded_bytes().ends_with(end.as_bytes()))
 }
 
-fn starts_with(path: &Path, start: &str) -> bool {
-    path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(start.as_bytes()))
-}
-
 /// The disk of a device's directory in sysfs, once its node is there too.
 fn block_of(device: &Path) -> Option<Found> {
     let disk = children(&device.join("block")).next()?;
@@ -159,7 +137,7 @@ pub fn find(device: &Device, limit: Duration) -> Result<Found, DeviceError> {
         container_path: device.container_path.clone(),
     };
     let place: Box<dyn Place> = match device.type_.as_str() {
-        BLK => Box::new(Pci(pci_path(&device.id).ok_or_else(address)?)),
+        BLK => Box::new(PciPath::parse(&device.id).ok_or_else(address)?),
         SCSI => {
             let (target, unit) = device.id.split_once(':').ok_or_else(address)?;
             let number = |n: &str| n.parse::<u32>().map_err(|_| address());
@@ -273,11 +251,6 @@ mod tests {
 
     #[test]
     fn addresses() {
-        assert_eq!(pci_path("02/00"), Some(vec![(2, 0), (0, 0)]));
-        assert_eq!(pci_path("1f.3"), Some(vec![(31, 3)]));
-        for bad in ["", "20", "02//00", "0x2", "02/..", "1.8"] {
-            assert_eq!(pci_path(bad), None, "{bad}");
-        }
         let device = |kind: &str, id: &str| Device { type_: kind.into(), id: id.into(), ..Default::default() };
         for (kind, id) in [("blk", "zz"), ("scsi", "0"), ("scsi", "0:-1")] {
             let e = find(&device(kind, id), Duration::ZERO).unwrap_err();

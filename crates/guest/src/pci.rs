@@ -71,10 +71,14 @@ fn name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }
 
-/// The network interface of the device whose directory this is: a virtio device's below it, or its own.
+/// The directory of the virtio device that a PCI device is.
+pub fn virtio_of(device: &Path) -> Option<PathBuf> {
+    entries(device).find(|p| name(p).is_some_and(|n| n.starts_with("virtio")))
+}
+
+/// The network interface of a PCI device: its virtio device's, or its own.
 pub fn interface_of(device: &Path) -> Option<String> {
-    let virtio = entries(device).find(|p| name(p).is_some_and(|n| n.starts_with("virtio")));
-    let net = virtio.unwrap_or_else(|| device.to_owned()).join("net");
+    let net = virtio_of(device).unwrap_or_else(|| device.to_owned()).join("net");
     entries(&net).next().and_then(|p| name(&p).map(str::to_owned))
 }
 
@@ -87,7 +91,7 @@ mod tests {
         for (text, same) in [("02/00", "02/00"), ("2", "02"), ("1f.7/0a.1", "1f.7/0a.1"), ("03.0", "03")] {
             assert_eq!(PciPath::parse(text).unwrap().to_string(), same);
         }
-        for bad in ["", "/", "20", "02/", "02.8", "02.", "+2", "0000:00:02.0", "..", "02//00"] {
+        for bad in ["", "/", "20", "02/", "02.8", "02.", "+2", "0000:00:02.0", "..", "02//00", "0x2", "02/.."] {
             assert_eq!(PciPath::parse(bad), None, "{bad:?}");
         }
     }
