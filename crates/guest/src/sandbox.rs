@@ -130,9 +130,9 @@ impl Guest {
         }
         let limit = request.storages.iter().filter_map(|storage| inodes::limit(&storage.driver_options)).min();
         let first = sandbox.is_none();
-        let storages = self.storages.clone();
+        let (storages, owns_machine) = (self.storages.clone(), self.owns_machine);
         let prepared = blocking(move || {
-            prepare_directory(&request.dns)?;
+            prepare_directory(&request.dns, owns_machine)?;
             let mut all = if first { vec![shared_memory()] } else { Vec::new() };
             all.extend(request.storages);
             storages.add_all(&all).map_err(|e| Failure::internal(&e))
@@ -422,16 +422,23 @@ fn join_sandboxes_pids(spec: &mut kata_proto::oci::Spec) {
     namespaces.push(LinuxNamespace { Type: "pid".into(), Path: path, ..Default::default() });
 }
 
-/// The sandbox's own directory, with the name servers for its containers.
-fn prepare_directory(dns: &[String]) -> Result<(), Failure> {
+/// The guest's own, resolv.conf(5).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The sandbox's own directory, with the name servers for its containers; a machine's are also its own.
+fn prepare_directory(dns: &[String], owns_machine: bool) -> Result<(), Failure> {
     let dir = Path::new(GUEST_SANDBOX_DIR);
     let failed = |path: &Path, e| Failure::io(format_args!("cannot make {}", path.display()), &e);
     fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
     if dns.is_empty() {
         return Ok(());
     }
-    let path = dir.join("resolv.conf");
-    fs::write(&path, resolv_conf(dns)).map_err(|e| failed(&path, e))
+    let mut paths = vec![dir.join("resolv.conf")];
+    if owns_machine {
+        paths.push(RESOLV_CONF.into());
+    }
+    let text = resolv_conf(dns);
+    paths.iter().try_for_each(|path| fs::write(path, &text).map_err(|e| failed(path, e)))
 }
 
 /// Each entry is an address or, as upstream's runtimes send them, a line of resolv.conf(5).
