@@ -94,7 +94,11 @@ pub fn all(netlink: &mut Netlink) -> Result<Vec<Address>, NetworkError> {
     netlink.dump(&request, RTM_NEWADDR, Address::parse).map_err(NetworkError::list("addresses"))
 }
 
-fn of(netlink: &mut Netlink, link: &Link) -> Result<Vec<Address>, NetworkError> {
+/// The addresses of an interface.
+///
+/// # Errors
+/// [`NetworkError::List`].
+pub fn of(netlink: &mut Netlink, link: &Link) -> Result<Vec<Address>, NetworkError> {
     Ok(all(netlink)?.into_iter().filter(|a| a.index == link.index).collect())
 }
 

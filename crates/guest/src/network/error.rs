@@ -62,7 +62,7 @@ pub enum NetworkError {
     /// A change of the routes.
     #[error("cannot {what} the route {route}")]
     Route {
-        /// "add" or "remove".
+        /// "add", "remove" or "put back".
         what: &'static str,
         /// The route in ip-route(8)'s words.
         route: String,

@@ -153,66 +153,37 @@ pub fn set_mtu(netlink: &mut Netlink, link: &mut Link, mtu: u32) -> Result<(), N
     Ok(())
 }
 
-/// Sets the Ethernet address.
+/// Sets the Ethernet address. The interface is then down, for its link-local address is made of that when it comes up.
 ///
 /// # Errors
 /// [`NetworkError::Interface`].
 pub fn set_mac(netlink: &mut Netlink, link: &mut Link, mac: Mac) -> Result<(), NetworkError> {
     let request = Request::new(RTM_NEWLINK, 0, body(link.index, 0, 0)).with(IFLA_ADDRESS, mac.0);
-    change_at_rest(netlink, &format!("set the address {mac} of"), link, &request)?;
+    if link.is_up() {
+        set_up(netlink, link, false)?;
+    }
+    set(netlink, &format!("set the address {mac} of"), link, &request)?;
     link.mac = Some(mac);
     Ok(())
 }
 
-/// Changes what some kernels and drivers change only of an interface that is down (names before Linux 6.2). It is put
-/// down only if need be, for that loses its routes; then it stays down.
-fn change_at_rest(netlink: &mut Netlink, what: &str, link: &mut Link, request: &Request) -> Result<(), NetworkError> {
-    match netlink.change(request) {
-        Err(e) if e.is(Errno::EBUSY) && link.is_up() => {
-            set_up(netlink, link, false)?;
-            set(netlink, what, link, request)
-        }
-        other => other.map_err(|source| failed(what, link, source)),
-    }
-}
-
-fn rename_one(netlink: &mut Netlink, link: &mut Link, name: &str) -> Result<(), NetworkError> {
-    let request = Request::new(RTM_NEWLINK, 0, body(link.index, 0, 0)).with_str(IFLA_IFNAME, name);
-    change_at_rest(netlink, &format!("give the name {name} to"), link, &request)?;
-    name.clone_into(&mut link.name);
-    Ok(())
-}
-
-/// Gives `link` a name. An interface that has it gets `link`'s old one, as upstream does.
+/// Gives an interface a name that no other has. Before Linux 6.2 it must be down for it. It is put down only if need be,
+/// for that loses routes and IPv6 addresses; then it stays down.
 ///
 /// # Errors
-/// [`NetworkError::Interface`]; then both have the names they had, or the error's log tells which has not.
-pub fn rename(netlink: &mut Netlink, link: &mut Link, name: &str) -> Result<(), NetworkError> {
-    if link.name == name {
-        return Ok(());
-    }
-    let Some(mut other) = all(netlink)?.into_iter().find(|l| l.name == name) else {
-        return rename_one(netlink, link, name);
-    };
-    if other.loopback {
-        return Err(NetworkError::invalid(format!("interface name {name:?}"), "the loopback has it"));
-    }
-    let (old, was_up) = (link.name.clone(), other.is_up());
-    rename_one(netlink, link, &format!("swap{}", link.index))?;
-    let swapped = rename_one(netlink, &mut other, &old).and_then(|()| rename_one(netlink, link, name));
-    if swapped.is_err() {
-        for (one, back) in [(&mut other, name), (&mut *link, old.as_str())] {
-            if one.name != back
-                && let Err(e) = rename_one(netlink, one, back)
-            {
-                log::error!("{}", crate::failure::chain(&e));
-            }
+/// [`NetworkError::Interface`].
+pub fn set_name(netlink: &mut Netlink, link: &mut Link, name: &str) -> Result<(), NetworkError> {
+    let what = format!("give the name {name} to");
+    let request = Request::new(RTM_NEWLINK, 0, body(link.index, 0, 0)).with_str(IFLA_IFNAME, name);
+    match netlink.change(&request) {
+        Err(e) if e.is(Errno::EBUSY) && link.is_up() => {
+            set_up(netlink, link, false)?;
+            set(netlink, &what, link, &request)?;
         }
+        other => other.map_err(|source| failed(&what, link, source))?,
     }
-    if was_up && !other.is_up() {
-        set_up(netlink, &mut other, true)?;
-    }
-    swapped
+    name.clone_into(&mut link.name);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The guest's network as the host arranges it: interfaces, addresses, routes, neighbours, packet filter.
 //!
 //! ```text
-//! UpdateInterface ─> card (wait for it) ─> link, address ┐
-//! UpdateRoutes ────> routes ─> route                     ├─> netlink ─> the kernel
-//! AddARPNeighbors ─> neighbour                           ┘
+//! UpdateInterface ─> card (wait for it) ─> link, names, address ┐
+//! UpdateRoutes ────> routes ─> route                            ├─> netlink ─> the kernel
+//! AddARPNeighbors ─> neighbour                                  ┘
 //! Get/SetIPTables ─> iptables ─> the guest's iptables programs
 //! ```
 //! It is the network namespace of the agent, which is that of the containers. Nothing is remembered between two calls: the
@@ -14,6 +14,7 @@ mod card;
 mod error;
 pub mod iptables;
 mod link;
+mod names;
 mod neighbour;
 mod netlink;
 mod route;
@@ -75,7 +76,7 @@ impl Network {
         let mut netlink = Netlink::open()?;
         let mut link = by_index(&mut netlink, index, &place)?;
         if !request.name.is_empty() {
-            link::rename(&mut netlink, &mut link, &request.name)?;
+            names::give(&mut netlink, &mut link, &request.name)?;
         }
         if let Some(mac) = mac.filter(|mac| link.mac != Some(*mac)) {
             link::set_mac(&mut netlink, &mut link, mac)?;

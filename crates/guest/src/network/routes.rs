@@ -43,17 +43,17 @@ pub fn messages(netlink: &mut Netlink) -> Result<Vec<types::Route>, NetworkError
 pub fn replace(netlink: &mut Netlink, list: &[types::Route]) -> Result<(), NetworkError> {
     let links = link::all(netlink)?;
     let mut wanted = Vec::with_capacity(list.len());
-    for request in list {
-        wanted.push((Route::parse(request, &links)?, request));
+    for asked in list {
+        wanted.push((Route::parse(asked, &links)?, asked));
     }
     wanted.sort_by_key(|(route, _)| route.gateway.is_some());
     let mut there = all(netlink)?;
     for old in there.extract_if(.., |old| !keep(old, &links) && !wanted.iter().any(|(route, _)| route.is_met_by(old))) {
         remove(netlink, &old)?;
     }
-    for (route, request) in &wanted {
+    for (route, asked) in &wanted {
         if !there.iter().any(|old| route.is_met_by(old)) {
-            add(netlink, route, request)?;
+            add(netlink, route, asked)?;
         }
     }
     Ok(())
@@ -73,19 +73,38 @@ fn remove(netlink: &mut Netlink, old: &Installed) -> Result<(), NetworkError> {
     }
 }
 
-fn add(netlink: &mut Netlink, route: &Route, request: &types::Route) -> Result<(), NetworkError> {
-    let (body, attributes) = route.encode();
-    let mut message = Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body);
-    for (kind, value) in attributes {
-        message = message.with(kind, value);
+/// Puts back what went with an interface that was down for a moment.
+///
+/// # Errors
+/// [`NetworkError::Route`].
+pub fn restore(netlink: &mut Netlink, routes: &[Installed]) -> Result<(), NetworkError> {
+    let (by_gateway, direct): (Vec<_>, Vec<_>) = routes.iter().partition(|there| there.route.gateway.is_some());
+    for there in direct.into_iter().chain(by_gateway) {
+        match netlink.change(&request(&there.route)) {
+            Err(e) if e.is(Errno::EEXIST) => {}
+            other => {
+                let route = there.to_string();
+                other.map_err(|source| NetworkError::Route { what: "put back", route, source })?;
+            }
+        }
     }
-    match netlink.change(&message) {
+    Ok(())
+}
+
+fn request(route: &Route) -> Request {
+    let (body, attributes) = route.encode();
+    let message = Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body);
+    attributes.into_iter().fold(message, |message, (kind, value)| message.with(kind, value))
+}
+
+fn add(netlink: &mut Netlink, route: &Route, asked: &types::Route) -> Result<(), NetworkError> {
+    match netlink.change(&request(route)) {
         // Upstream's hosts tell no metrics: of several ways to one destination the first counts, as upstream has it.
         Err(e) if e.is(Errno::EEXIST) => {
-            log::warn!("the route {} is left out: there is another to the same destination", words(request));
+            log::warn!("the route {} is left out: there is another to the same destination", words(asked));
             Ok(())
         }
-        other => other.map_err(|source| NetworkError::Route { what: "add", route: words(request), source }),
+        other => other.map_err(|source| NetworkError::Route { what: "add", route: words(asked), source }),
     }
 }
 
