@@ -12,6 +12,9 @@ use crate::host::{Host, Place};
 
 pub const ROOTFS: &str = "/run/kata-containers/test/rootfs";
 
+/// The Ethernet addresses of the two cards of these tests.
+pub const MACS: [&str; 2] = ["02:00:00:00:00:0a", "02:00:00:00:00:0b"];
+
 /// Whether the agent under test is PID 1 of a machine.
 pub static IN_A_MACHINE: AtomicBool = AtomicBool::new(false);
 
@@ -45,6 +48,13 @@ impl Guest {
             .spawn()
             .unwrap();
         Guest { process, device: None, place: Place::Serial(socket), share, agent_kib: None, _dir: dir }
+    }
+
+    /// The number of the agent that is a process, here; its parent is the program that made its namespaces.
+    pub fn agent_pid(&self) -> String {
+        let parent = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+        children.trim().to_owned()
     }
 
     /// In a virtual machine with the kernel and the initrd of the installation that `KATA_STAGE` names; or why not.
@@ -84,6 +94,9 @@ impl Guest {
             .args(["-m", "256", "-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
             .args(["-serial", "stdio"])
+            .args(["-netdev", "hubport,hubid=0,id=one", "-netdev", "hubport,hubid=0,id=two"])
+            .args(["-device", &format!("virtio-net-pci,netdev=one,addr=0a,mac={}", MACS[0])])
+            .args(["-device", &format!("virtio-net-pci,netdev=two,addr=0b,mac={}", MACS[1])])
             .arg("-kernel")
             .arg(guest.join("vmlinux.elf"))
             .arg("-initrd")

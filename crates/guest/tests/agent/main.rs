@@ -4,6 +4,7 @@
 
 mod guest;
 mod host;
+mod network;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -64,6 +65,7 @@ fn whole(guest: Guest) {
         limited("errors", errors(&host)).await;
         limited("sandbox", sandbox(&guest, &host)).await;
         limited("memory at rest", memory(&guest, &host)).await;
+        limited("network", network::network(&guest, &host)).await;
         limited("hello", hello(&host)).await;
         limited("stdin", stdin_to_its_end(&host)).await;
         limited("polling", polling(&host)).await;
@@ -203,13 +205,13 @@ async fn identity(host: &Host) {
     assert_eq!(version.agent_version, env!("CARGO_PKG_VERSION"));
     host.health.check(context(), &CheckRequest::default()).await.unwrap();
     let details = host.agent.get_guest_details(context(), &pb::GuestDetailsRequest::default()).await.unwrap();
-    assert_eq!(details.agent_details.extra_features, ["kata-rs.streams"]);
+    assert_eq!(details.agent_details.extra_features, ["kata-rs.streams", "kata-rs.watch"]);
 }
 
 async fn errors(host: &Host) {
-    let e = host.agent.update_routes(context(), &pb::UpdateRoutesRequest::default()).await.unwrap_err();
+    let e = host.agent.mem_agent_compact_set(context(), &pb::MemAgentCompactConfig::default()).await.unwrap_err();
     let (code, text) = status(e);
-    assert!(code == ttrpc::Code::UNIMPLEMENTED && text.contains("UpdateRoutes"), "{code:?} {text}");
+    assert!(code == ttrpc::Code::UNIMPLEMENTED && text.contains("MemAgentCompactSet"), "{code:?} {text}");
 
     let request = pb::StartContainerRequest { container_id: "nobody".into(), ..Default::default() };
     let (code, text) = status(host.agent.start_container(context(), &request).await.unwrap_err());
@@ -485,13 +487,29 @@ async fn machine(host: &Host) {
     host.agent.reseed_random_dev(context(), &request).await.unwrap();
     let request = pb::OnlineCPUMemRequest { nb_cpus: 1, ..Default::default() };
     host.agent.online_cpu_mem(context(), &request).await.unwrap();
-    let args = ["sh", "-c", "busybox grep -c ^processor /proc/cpuinfo; busybox date +%s; hostname"];
-    create(host, "look", process(&args, false), ALL).await.unwrap();
+    let script = "busybox grep -c ^processor /proc/cpuinfo; busybox date +%s; hostname; cat /tmp/machine/resolv.conf";
+    let mut spec = spec("look", process(&["sh", "-c", script], false));
+    let options = ["bind", "ro"].map(str::to_owned).to_vec();
+    spec.Mounts.push(kata_proto::oci::Mount {
+        destination: "/tmp/machine".into(),
+        source: "/etc".into(),
+        type_: "bind".into(),
+        options,
+        ..Default::default()
+    });
+    let request = pb::CreateContainerRequest {
+        container_id: "look".into(),
+        OCI: Some(spec).into(),
+        stdio_streams: ALL,
+        ..Default::default()
+    };
+    host.agent.create_container(context(), &request).await.unwrap();
     let mut out = host.stdio("look", "", Stdio::Out).await;
     start(host, "look").await;
     let text = String::from_utf8(all_of(&mut out).await).unwrap();
     println!("    {text:?}");
     assert!(text.contains("\n20000000"), "{text}");
+    assert!(text.ends_with("nameserver 10.0.0.1\n"), "the guest's own name server: {text}");
     remove(host, "look").await;
 }
 
