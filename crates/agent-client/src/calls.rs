@@ -89,9 +89,15 @@ macro_rules! calls {
                 /// [`CallError`].
                 pub async fn $name(&self, request: pb::$request) -> Result<$answer, CallError> {
                     let limit: Option<Duration> = $limit;
-                    let context = limit.map_or_else(ttrpc::context::Context::default, ttrpc::context::with_duration);
+                    let mut context = limit.map_or_else(ttrpc::context::Context::default, ttrpc::context::with_duration);
                     let begun = Instant::now();
-                    let done = self.client.$name(context, &request).await;
+                    let done = kata_trace::phase(concat!("agent.", stringify!($name)), async {
+                        if let Some(parent) = kata_trace::traceparent() {
+                            context.add("traceparent".into(), parent);
+                        }
+                        self.client.$name(context, &request).await
+                    });
+                    let done = done.await;
                     let took = begun.elapsed();
                     // Upstream's name of the action.
                     self.durations.observe(concat!("grpc.", stringify!($request)), took);

@@ -26,8 +26,18 @@ pub const KNOWN: &[(&str, &[&str])] = &[
         ],
     ),
     ("agent", &["kata"]),
-    ("agent.kata", &["enable_debug", "kernel_modules", "debug_console_enabled"]),
-    ("runtime", &["enable_debug", "disable_guest_seccomp", "internetworking_model", "disable_new_netns"]),
+    ("agent.kata", &["enable_debug", "kernel_modules", "debug_console_enabled", "enable_tracing"]),
+    (
+        "runtime",
+        &[
+            "enable_debug",
+            "disable_guest_seccomp",
+            "internetworking_model",
+            "disable_new_netns",
+            "enable_tracing",
+            "jaeger_endpoint",
+        ],
+    ),
     ("factory", &["enable_template", "template_path", "vm_cache_number"]),
 ];
 
@@ -58,7 +68,6 @@ pub const NOT_HERE: &[&str] = &[
     "hypervisor.qemu.hot_plug_vfio",
     "hypervisor.qemu.cold_plug_vfio",
     "factory.vm_cache_endpoint",
-    "agent.kata.enable_tracing",
     "agent.kata.dial_timeout",
     "hypervisor.qemu.network_queues",
     "hypervisor.qemu.rx_rate_limiter_max_rate",
@@ -66,7 +75,8 @@ pub const NOT_HERE: &[&str] = &[
     "runtime.dan_conf",
     "runtime.sandbox_cgroup_only",
     "runtime.sandbox_bind_mounts",
-    "runtime.enable_tracing",
+    "runtime.jaeger_user",
+    "runtime.jaeger_password",
     "runtime.enable_pprof",
     "runtime.static_sandbox_resource_mgmt",
     "runtime.vfio_mode",

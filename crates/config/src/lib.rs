@@ -114,6 +114,8 @@ pub struct Agent {
     pub enable_debug: bool,
     /// Modules that the guest loads: "name parameter=value ...".
     pub kernel_modules: Vec<String>,
+    /// The agent tells its phases too, where starts are traced.
+    pub enable_tracing: bool,
     /// The guest has a debug console (`kata-runtime debug-console`).
     pub debug_console_enabled: bool,
 }
@@ -131,6 +133,9 @@ pub enum InternetworkingModel {
     None,
 }
 
+/// Where OTLP is taken unless said otherwise (opentelemetry's specification of its exporters).
+const DEFAULT_COLLECTOR: &str = "http://localhost:4318/v1/traces";
+
 /// `[runtime]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -144,6 +149,10 @@ pub struct Runtime {
     /// Nothing is done about networks: no namespace is made, entered or looked into, and a container that asks for the
     /// host's network gets a VM without one. Only with the model `none`.
     pub disable_new_netns: bool,
+    /// Starts are traced.
+    pub enable_tracing: bool,
+    /// Where traces are sent: OTLP over HTTP. (Upstream's name; Jaeger takes OTLP too.)
+    pub jaeger_endpoint: String,
 }
 
 impl Default for Qemu {
@@ -182,6 +191,8 @@ impl Default for Runtime {
             disable_guest_seccomp: true,
             internetworking_model: InternetworkingModel::Tcfilter,
             disable_new_netns: false,
+            enable_tracing: false,
+            jaeger_endpoint: DEFAULT_COLLECTOR.into(),
         }
     }
 }

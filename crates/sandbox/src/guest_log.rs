@@ -1,14 +1,18 @@
 //! The guest's log in the host's: with its level and its fields.
 
 use kata_agent_client::AgentClient;
-use serde_json::Value;
+use kata_trace::Tracer;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 /// A line longer than this is cut: the guest is not trusted with the host's memory.
 const MAX_LINE: u64 = 16 << 10;
 
-/// Passes the agent's log on until the connection ends.
-pub async fn follow(agent: AgentClient) {
+/// What the target of a line is that tells of a traced call's phases.
+const SPAN: &str = "kata_guest::span";
+
+/// Passes the agent's log on until the connection ends. What it tells of phases goes to the tracer, where there is one.
+pub async fn follow(agent: AgentClient, tracer: Option<Tracer>) {
     let stream = match agent.log().await {
         Ok(stream) => stream,
         Err(err) => {
@@ -22,13 +26,23 @@ pub async fn follow(agent: AgentClient) {
         line.clear();
         match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
-            Ok(_) => pass_on(&line),
+            Ok(_) => pass_on(&line, tracer.as_ref()),
         }
     }
 }
 
-fn pass_on(line: &[u8]) {
-    let (level, text) = parse(line);
+fn pass_on(line: &[u8], tracer: Option<&Tracer>) {
+    let fields = match serde_json::from_slice(line) {
+        Ok(Value::Object(fields)) => Some(fields),
+        _ => None,
+    };
+    if let Some(fields) = fields.as_ref().filter(|f| f.get("target").and_then(Value::as_str) == Some(SPAN)) {
+        if let Some(tracer) = tracer {
+            tracer.guest_line(fields);
+        }
+        return;
+    }
+    let (level, text) = worded(line, fields);
     match level {
         tracing::Level::ERROR => tracing::error!(target: "guest", "{text}"),
         tracing::Level::WARN => tracing::warn!(target: "guest", "{text}"),
@@ -38,8 +52,8 @@ fn pass_on(line: &[u8]) {
 }
 
 /// The level, and "target: message key=value ...".
-fn parse(line: &[u8]) -> (tracing::Level, String) {
-    let Ok(Value::Object(fields)) = serde_json::from_slice::<Value>(line) else {
+fn worded(line: &[u8], fields: Option<Map<String, Value>>) -> (tracing::Level, String) {
+    let Some(fields) = fields else {
         return (tracing::Level::INFO, String::from_utf8_lossy(line).trim().escape_debug().to_string());
     };
     let text = |key: &str| fields.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -61,6 +75,11 @@ fn parse(line: &[u8]) -> (tracing::Level, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(line: &[u8]) -> (tracing::Level, String) {
+        let fields = serde_json::from_slice::<Value>(line).ok().and_then(|v| v.as_object().cloned());
+        worded(line, fields)
+    }
 
     #[test]
     fn levels_and_fields_come_through_and_rubbish_is_harmless() {

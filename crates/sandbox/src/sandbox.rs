@@ -133,7 +133,7 @@ impl Sandbox {
         sandbox.follow_network()?;
         let early = Arc::clone(&sandbox);
         // The boot overlaps with whatever the engine still does before it asks for a container.
-        tokio::spawn(async move { drop(early.boot(&mut *early.machine.lock().await).await) });
+        tokio::spawn(kata_trace::carried(async move { drop(early.boot(&mut *early.machine.lock().await).await) }));
         Ok(sandbox)
     }
 
@@ -183,7 +183,7 @@ impl Sandbox {
         };
         *sandbox.machine.lock().await = MachineState::Nameless(Box::new(machine));
         let early = Arc::clone(&sandbox);
-        tokio::spawn(async move { drop(early.boot(&mut *early.machine.lock().await).await) });
+        tokio::spawn(kata_trace::carried(async move { drop(early.boot(&mut *early.machine.lock().await).await) }));
         Ok(sandbox)
     }
 
@@ -209,7 +209,8 @@ impl Sandbox {
     /// Tells a machine out of the pool whose it is. One that cannot be told is dead: nothing may run in it.
     async fn name(&self, machine: &mut Machine) {
         let begun = Instant::now();
-        let Err(err) = machine.identify(&self.identity()).await else {
+        let identity = self.identity();
+        let Err(err) = kata_trace::phase("machine.identify", machine.identify(&identity)).await else {
             tracing::info!(from = "pool", identified = ?begun.elapsed(), "the machine is up");
             return;
         };
@@ -230,7 +231,7 @@ impl Sandbox {
                 cgroups: self.options.cgroup.dirs.clone(),
                 identity: Some(self.identity()),
             };
-            match machine::begin(&spec, self.options.vmm.as_ref()).await {
+            match kata_trace::phase("machine", machine::begin(&spec, self.options.vmm.as_ref())).await {
                 Ok(machine) => {
                     self.booted(&machine)?;
                     *state = MachineState::Running(Box::new(machine));
@@ -284,7 +285,7 @@ impl Sandbox {
             }
             me.stop_machine(&mut *me.machine.lock().await).await;
         });
-        tokio::spawn(guest_log::follow(machine.agent.clone()));
+        tokio::spawn(guest_log::follow(machine.agent.clone(), kata_trace::current()));
         tokio::spawn(follow_oom(machine.agent.clone(), self.options.events.clone()));
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod args;
 mod namespace;
+mod traces;
 mod waiting;
 
 use std::ffi::OsString;
@@ -30,6 +31,7 @@ use crate::attach::Attachments;
 use crate::service::TaskService;
 use crate::{attach, logging, management, observed, publish};
 use args::Args;
+use traces::Traces;
 
 /// Threads for calls that block go again soon: each costs memory, and stays in the mount namespace it was made in.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -148,6 +150,7 @@ struct Serving {
     terminate: Signal,
     publisher: tokio::task::JoinHandle<()>,
     stop: oneshot::Sender<()>,
+    traces: Traces,
 }
 
 impl Serving {
@@ -162,6 +165,7 @@ impl Serving {
         let owner = args.owner()?;
         let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
         let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
+        let traces = Traces::begin(&config, id.as_str())?;
         let terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
         let (machine, host, spare) = match has {
             Has::Machine { machine, host, spare } => (Some(machine), host, Some(spare)),
@@ -184,10 +188,13 @@ impl Serving {
             events,
             view,
         };
-        let sandbox = match machine {
-            None => Sandbox::start(options),
-            Some(machine) => Sandbox::adopt(options, *machine).await,
+        let begun = async {
+            match machine {
+                None => Sandbox::start(options),
+                Some(machine) => Sandbox::adopt(options, *machine).await,
+            }
         };
+        let sandbox = kata_trace::within(traces.tracer(), begun).await;
         let sandbox = sandbox.map_err(|e| {
             cgroup.remove();
             e.to_string()
@@ -202,12 +209,12 @@ impl Serving {
         let service = TaskService::new(Arc::clone(&sandbox), attachments.clone(), Arc::clone(&exit));
         let mut server = ttrpc::r#async::Server::new()
             .add_listener(listener(sockets.tasks))
-            .register_service(observed::observed(both_versions(Arc::new(service)), &durations));
+            .register_service(observed::observed(both_versions(Arc::new(service)), &durations, traces.tracer()));
         server.start().await.map_err(|e| format!("the task service: {e}"))?;
         tokio::spawn(attach::serve(sockets.shims, attachments, Arc::clone(&sandbox)));
         tokio::spawn(management::serve(sockets.operators, Arc::clone(&sandbox), durations));
         tracing::info!(id = args.id, ?owner, "serving");
-        Ok(Serving { sandbox, server, exit, terminate, publisher, stop })
+        Ok(Serving { sandbox, server, exit, terminate, publisher, stop, traces })
     }
 
     async fn until_its_end(mut self, args: &Args) -> Result<(), String> {
@@ -228,6 +235,7 @@ impl Serving {
         // The publisher may have ended; then there is nothing to stop.
         let _ = self.stop.send(());
         drop(tokio::time::timeout(Duration::from_secs(2), self.publisher).await);
+        self.traces.end().await;
         if let Err(err) = kata_storage::remove_run_dir(&ending) {
             tracing::warn!("{err}");
         }

@@ -1,4 +1,4 @@
-//! Every request to the Task service: how long it took, and whose lines in the log are whose.
+//! Every request to the Task service: how long it took, whose lines in the log are whose, and its part of the trace.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::{self, CodedInputStream};
 use kata_metrics::Durations;
+use kata_trace::Tracer;
 use kata_types::{ContainerId, ExecId};
 use tracing::Instrument;
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
@@ -33,14 +34,23 @@ const CALLS: &[(&str, &str)] = &[
     ("Wait", "wait"),
 ];
 
+/// Those that a start consists of, and what their spans are called.
+const TRACED: &[(&str, &str)] = &[("create", "task.create"), ("exec", "task.exec"), ("start", "task.start")];
+
 /// The same services, observed.
-pub fn observed(services: HashMap<String, Service>, durations: &Arc<Durations>) -> HashMap<String, Service> {
+pub fn observed(
+    services: HashMap<String, Service>,
+    durations: &Arc<Durations>,
+    tracer: Option<&Tracer>,
+) -> HashMap<String, Service> {
+    let wrap = |(name, inner): (String, Handler)| {
+        let action = CALLS.iter().find(|(call, _)| *call == name).map_or("other", |(_, action)| *action);
+        let handler: Handler =
+            Box::new(Observed { action, inner, durations: Arc::clone(durations), tracer: tracer.cloned() });
+        (name, handler)
+    };
     let observe = |service: Service| Service {
-        methods: service
-            .methods
-            .into_iter()
-            .map(|(name, inner)| (name.clone(), wrap(&name, inner, durations)))
-            .collect(),
+        methods: service.methods.into_iter().map(wrap).collect(),
         streams: service.streams,
     };
     services.into_iter().map(|(name, service)| (name, observe(service))).collect()
@@ -48,29 +58,47 @@ pub fn observed(services: HashMap<String, Service>, durations: &Arc<Durations>) 
 
 type Handler = Box<dyn MethodHandler + Send + Sync>;
 
-fn wrap(name: &str, inner: Handler, durations: &Arc<Durations>) -> Handler {
-    let action = CALLS.iter().find(|(call, _)| *call == name).map_or("other", |(_, action)| *action);
-    Box::new(Observed { action, inner, durations: Arc::clone(durations) })
-}
-
 struct Observed {
     action: &'static str,
     inner: Handler,
     durations: Arc<Durations>,
+    tracer: Option<Tracer>,
 }
 
 #[async_trait]
 impl MethodHandler for Observed {
     async fn handler(&self, ctx: TtrpcContext, req: Request) -> ttrpc::Result<Response> {
         let (container, exec) = whose(self.action, &req.payload);
-        let span = match exec {
+        let span = match &exec {
             Some(exec) => tracing::info_span!("task", %container, %exec),
             None => tracing::info_span!("task", %container),
         };
         let begun = Instant::now();
-        let done = self.inner.handler(ctx, req).instrument(span).await;
+        let work = self.inner.handler(ctx, req).instrument(span);
+        // The others are no part of a start.
+        let traced = self.tracer.as_ref().zip(TRACED.iter().find(|(action, _)| *action == self.action));
+        let done = match traced {
+            None => work.await,
+            Some((tracer, (action, name))) => {
+                let about = exec.as_ref().unwrap_or(&container);
+                let judged = kata_trace::phase_judged(name, about, work, failure);
+                let done = kata_trace::within(Some(tracer), judged).await;
+                if *action == "start" || failure(&done).is_some() {
+                    tracer.due();
+                }
+                done
+            }
+        };
         self.durations.observe(self.action, begun.elapsed());
         done
+    }
+}
+
+/// What went wrong, if something did: a refusal is an answer with a status.
+fn failure(done: &ttrpc::Result<Response>) -> Option<String> {
+    match done {
+        Err(err) => Some(err.to_string()),
+        Ok(response) => response.status.as_ref().filter(|s| s.code() != ttrpc::Code::OK).map(|s| s.message.clone()),
     }
 }
 

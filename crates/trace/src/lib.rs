@@ -64,6 +64,16 @@ pub async fn phase_of<T, E: Display>(
     id: &str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
+    phase_judged(name, id, work, |done| done.as_ref().err().map(ToString::to_string)).await
+}
+
+/// The same for work that tells of its failure otherwise: `judge` says what it was.
+pub async fn phase_judged<T>(
+    name: &'static str,
+    id: &str,
+    work: impl Future<Output = T>,
+    judge: impl FnOnce(&T) -> Option<String>,
+) -> T {
     let Ok(current) = CURRENT.try_with(Current::clone) else { return work.await };
     let tracer = current.tracer;
     let (span, start) = (SpanId::random(), tracer.now());
@@ -75,7 +85,7 @@ pub async fn phase_of<T, E: Display>(
         about: id.to_owned(),
         start,
         end: tracer.now(),
-        error: done.as_ref().err().map(ToString::to_string),
+        error: judge(&done),
         guest: false,
     });
     done

@@ -2,10 +2,12 @@
 //! it: ids in hexadecimal, 64-bit numbers as strings).
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kata_http::{Request, Target, send};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use crate::Tracer;
 use crate::tracer::{Batch, Span};
@@ -20,11 +22,12 @@ const MOST: usize = 64 << 10;
 const INTERNAL: u32 = 1;
 const FAILED: u32 = 2;
 
-/// Where spans are sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where spans are sent. Clones send one after the other.
+#[derive(Debug, Clone)]
 pub struct Collector {
     address: String,
     path: String,
+    sending: Arc<Mutex<()>>,
 }
 
 /// Why an address is none.
@@ -58,7 +61,7 @@ impl Collector {
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let address = if has_port { host.to_owned() } else { format!("{host}:4318") };
-        Ok(Collector { address, path: format!("/{path}") })
+        Ok(Collector { address, path: format!("/{path}"), sending: Arc::default() })
     }
 
     /// Sends what is recorded, each time that a part is whole, until the task is dropped.
@@ -72,6 +75,7 @@ impl Collector {
 
     /// Sends what is recorded now. A collector that does not take it is told in the log; the spans are gone.
     pub async fn send(&self, tracer: &Tracer) {
+        let _one = self.sending.lock().await;
         let Some(batch) = tracer.take() else { return };
         let body = document(&batch).to_string().into_bytes();
         let target = Target::Tcp(self.address.clone());
@@ -134,7 +138,7 @@ fn one(trace: &[u8; 16], span: &Span) -> Value {
 mod tests {
     use std::future::Future;
     use std::pin::Pin;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
     use crate::{phase, within};

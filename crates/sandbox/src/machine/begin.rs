@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kata_agent_client::Endpoint;
 use kata_config::Config;
 use kata_storage::{FsDaemon, Share};
+use kata_trace::phase;
 use kata_types::{SHARE_TAG, SandboxId};
 use kata_vmm::{Accel, AgentAddr, Begin, Boot, Device, DeviceId, LaunchError, Resources, Vm, VmExit, VmSpec, Vmm};
 
@@ -154,8 +155,10 @@ async fn bring_up(spec: &BeginSpec, vmm: &dyn Vmm, vm_spec: VmSpec, from: &str) 
     let share = Share::create(&spec.run_dir)?;
     let has = Resources { memory: vm_spec.memory, vcpus: vm_spec.vcpus };
     let debug = spec.config.runtime.enable_debug;
-    let (vm, fs) =
-        tokio::join!(vmm.launch(vm_spec, deadline), FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug));
+    let (vm, fs) = tokio::join!(
+        phase("vmm.launch", vmm.launch(vm_spec, deadline)),
+        phase("filedaemon.start", FsDaemon::start(&share, &spec.run_dir, &spec.cgroups, debug))
+    );
     let (mut vm, fs) = (vm?, fs?);
     let launched = begun.elapsed();
     // Before the guest runs, which costs nothing: the file daemon starts while the VMM does.
@@ -164,14 +167,15 @@ async fn bring_up(spec: &BeginSpec, vmm: &dyn Vmm, vm_spec: VmSpec, from: &str) 
         tag: SHARE_TAG.into(),
         socket: fs.connect().map_err(BootError::FsSocket)?,
     };
-    let begins = match vm.attach(device).await {
-        Ok(_) => vm.resume().await.map_err(BootError::Run),
-        Err(err) => Err(err.into()),
-    };
-    if let Err(err) = begins {
+    let begins = phase("share.plug", async {
+        vm.attach(device).await?;
+        vm.resume().await.map_err(BootError::Run)
+    });
+    if let Err(err) = begins.await {
         return Err(died_or(vm.as_ref(), err).await);
     }
-    let agent = connect(vm.as_mut(), deadline).await?;
+    let began = if restored { "guest.restore" } else { "guest.boot" };
+    let agent = phase(began, connect(vm.as_mut(), deadline)).await?;
     let booted = begun.elapsed() - launched;
     let inode_pause = match vmm.caps().accel.accel {
         Accel::Kvm => INODE_PAUSE_KVM,
@@ -179,7 +183,7 @@ async fn bring_up(spec: &BeginSpec, vmm: &dyn Vmm, vm_spec: VmSpec, from: &str) 
     };
     let (disks, follower) = Default::default();
     let mut machine = Machine { vm, fs, share, agent, has, online_vcpus: 1, disks, follower, inode_pause };
-    match machine.prepare(spec).await {
+    match phase("guest.prepare", machine.prepare(spec)).await {
         Ok(()) => {
             let prepared = begun.elapsed() - launched - booted;
             tracing::info!(from, ?launched, ?booted, ?prepared, "the machine is up");

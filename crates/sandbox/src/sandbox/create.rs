@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use kata_oci::{Spec, Status};
 use kata_proto::agent as pb;
 use kata_storage::RootfsMount;
+use kata_trace::{phase, phase_of};
 use kata_types::{ContainerId, GUEST_SANDBOX_DIR, Mib};
 use kata_vmm::Unsupported;
 use protobuf::MessageField;
@@ -58,10 +59,10 @@ impl Sandbox {
         let machine = self.boot(&mut machine).await?;
         let memory = self.memory_with(None, planned.memory);
         let vcpus = self.vcpus_with(None, planned.vcpus);
-        machine.grow(memory, vcpus).await.map_err(SandboxError::Resize)?;
+        phase("machine.grow", machine.grow(memory, vcpus)).await.map_err(SandboxError::Resize)?;
 
-        let made =
-            self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid).await;
+        let made = self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid);
+        let made = phase_of("container.make", id.as_str(), made).await;
         let (pumps, memory, vcpus) = match made {
             Ok(made) => made,
             Err(err) => {
@@ -193,7 +194,8 @@ impl Sandbox {
     ) -> Result<(Pumps, Option<Mib>, Option<u32>), SandboxError> {
         let root = spec.root.as_ref().map_or("rootfs", |r| r.path.as_str());
         machine.share.look_in(self.options.view.clone());
-        let guest_root = machine.share.add_rootfs(id, rootfs, &bundle.join(root), false)?;
+        let rootfs = async { machine.share.add_rootfs(id, rootfs, &bundle.join(root), false) };
+        let guest_root = phase("share.rootfs", rootfs).await?;
         let mut guest_spec = planned.spec;
         guest_spec.Root.mut_or_insert_default().Path = guest_root;
         let mut storages = planned.storages;
@@ -201,8 +203,11 @@ impl Sandbox {
         let devices = machine.plug_disks(id, &planned.disks).await?;
         if let Some(h) = &spec.hooks {
             let state = self.oci_state(id.as_str(), Status::Creating, pid, bundle, spec);
-            self.run_hooks("prestart", &h.prestart, &state).await?;
-            self.run_hooks("createRuntime", &h.create_runtime, &state).await?;
+            phase("hooks", async {
+                self.run_hooks("prestart", &h.prestart, &state).await?;
+                self.run_hooks("createRuntime", &h.create_runtime, &state).await
+            })
+            .await?;
         }
         let mut request = pb::CreateContainerRequest::new();
         request.container_id = id.to_string();
