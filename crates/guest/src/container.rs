@@ -110,7 +110,7 @@ impl Container {
         let hold = context.reaper.hold();
         let name = id.to_owned();
         let made = blocking(move || Ok(engine::Container::create(&name, &spec, &rootfs, io)?));
-        let made = scope::phase("container", made).await;
+        let made = scope::phase("container.create", made).await;
         let taken = match made {
             Ok((engine, child)) => {
                 let exit = hold.claim(child.pid);

@@ -137,7 +137,7 @@ impl Guest {
             all.extend(request.storages);
             storages.add_all(&all).map_err(|e| Failure::internal(&e))
         });
-        let points = scope::phase("storages", prepared).await?;
+        let points = scope::phase("sandbox.storages", prepared).await?;
         log::info!("this is sandbox {:?}", request.sandbox_id);
         let inodes =
             limit.filter(|_| self.owns_machine).map(|limit| tokio::spawn(inodes::keep_below(limit)).abort_handle());
@@ -250,7 +250,7 @@ impl Guest {
         let _shared = self.namespaces.resolve(&mut spec, |id| self.container(id)).await?;
         let (shared, own) = storages.into_iter().partition(|storage: &Storage| storage.shared);
         self.add_shared(shared).await?;
-        let points = scope::phase("storages", self.add(own)).await?;
+        let points = scope::phase("container.storages", self.add(own)).await?;
         self.poll_volumes();
         let made = Container::create(id, spec, wanted, points.clone(), self.context.clone()).await;
         match made {

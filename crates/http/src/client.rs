@@ -91,6 +91,24 @@ pub async fn send(target: &Target, request: Request, within: Duration, most: usi
     tokio::time::timeout(within, asked).await.map_err(late)?
 }
 
+/// The same on a connection that there is already; `target` is for messages, and for the name of the host.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn send_over<T>(
+    io: T,
+    target: &Target,
+    request: Request,
+    within: Duration,
+    most: usize,
+) -> Result<Response, ClientError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let late = |_| ClientError::Late { target: target.clone(), limit: within };
+    tokio::time::timeout(within, exchange(io, target, request, most)).await.map_err(late)?
+}
+
 async fn exchange<T>(io: T, target: &Target, request: Request, most: usize) -> Result<Response, ClientError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

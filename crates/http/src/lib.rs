@@ -5,6 +5,6 @@ mod client;
 mod message;
 mod server;
 
-pub use client::{ClientError, Target, send};
+pub use client::{ClientError, Target, send, send_over};
 pub use message::{Request, Response};
 pub use server::{Bounds, Handler, serve_tcp, serve_unix};

@@ -13,7 +13,7 @@ mod tracer;
 use std::fmt::Display;
 use std::future::Future;
 
-pub use otlp::{Collector, CollectorError};
+pub use otlp::{Collector, CollectorError, Connect, connect};
 pub use tracer::Tracer;
 
 use tracer::{Span, SpanId};

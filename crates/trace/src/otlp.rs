@@ -2,10 +2,12 @@
 //! it: ids in hexadecimal, 64-bit numbers as strings).
 
 use std::fmt;
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kata_http::{Request, Target, send};
+use kata_http::{Request, Target, send_over};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -22,9 +24,29 @@ const MOST: usize = 64 << 10;
 const INTERNAL: u32 = 1;
 const FAILED: u32 = 2;
 
+/// Connects to "host:port", within some seconds; it may block. The sandbox's daemon is in its container's network, and what it
+/// sends for the operator must not go there.
+pub type Connect = Arc<dyn Fn(&str) -> io::Result<TcpStream> + Send + Sync>;
+
+/// Connects by the network of the thread that asks.
+///
+/// # Errors
+/// No address, or none that answers in time.
+pub fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, ANSWER_WITHIN) {
+            Ok(stream) => return Ok(stream),
+            Err(err) => last = err,
+        }
+    }
+    Err(last)
+}
+
 /// Where spans are sent. Clones send one after the other.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Collector {
+    connect: Connect,
     address: String,
     path: String,
     sending: Arc<Mutex<()>>,
@@ -47,7 +69,7 @@ impl Collector {
     ///
     /// # Errors
     /// Another scheme, or no host.
-    pub fn new(url: &str) -> Result<Collector, CollectorError> {
+    pub fn new(url: &str, connect: Connect) -> Result<Collector, CollectorError> {
         let bad =
             |why: &str| CollectorError(format!("{url:?} {why}; give http://HOST:4318/v1/traces, where OTLP is taken"));
         let rest = url.strip_prefix("http://").ok_or_else(|| bad("is no http:// address"))?;
@@ -61,7 +83,7 @@ impl Collector {
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let address = if has_port { host.to_owned() } else { format!("{host}:4318") };
-        Ok(Collector { address, path: format!("/{path}"), sending: Arc::default() })
+        Ok(Collector { connect, address, path: format!("/{path}"), sending: Arc::default() })
     }
 
     /// Sends what is recorded, each time that a part is whole, until the task is dropped.
@@ -79,13 +101,27 @@ impl Collector {
         let Some(batch) = tracer.take() else { return };
         let body = document(&batch).to_string().into_bytes();
         let target = Target::Tcp(self.address.clone());
-        match send(&target, Request::with_body("POST", &self.path, body), ANSWER_WITHIN, MOST).await {
+        let stream = match self.connected().await {
+            Ok(stream) => stream,
+            Err(err) => return tracing::warn!("a trace was not sent: cannot connect to {target}: {err}"),
+        };
+        let request = Request::with_body("POST", &self.path, body);
+        match send_over(stream, &target, request, ANSWER_WITHIN, MOST).await {
             Ok(answer) if (200..300).contains(&answer.status) => {
                 tracing::debug!(trace = hex::encode(batch.trace), spans = batch.spans.len(), "a trace was sent");
             }
             Ok(answer) => tracing::warn!("the collector of traces at {target} answers {}", answer.status),
             Err(err) => tracing::warn!("a trace was not sent: {err}"),
         }
+    }
+}
+
+impl Collector {
+    async fn connected(&self) -> io::Result<tokio::net::TcpStream> {
+        let (connect, address) = (Arc::clone(&self.connect), self.address.clone());
+        let stream = tokio::task::spawn_blocking(move || connect(&address)).await.map_err(io::Error::other)??;
+        stream.set_nonblocking(true)?;
+        tokio::net::TcpStream::from_std(stream)
     }
 }
 
@@ -163,7 +199,7 @@ mod tests {
             let taken = Arc::new(Taken::default());
             tokio::spawn(serve_tcp(listener, taken.clone(), Bounds::default()));
             let tracer = Tracer::new("s1", false);
-            tokio::spawn(Collector::new(&url).unwrap().follow(tracer.clone()));
+            tokio::spawn(Collector::new(&url, Arc::new(connect)).unwrap().follow(tracer.clone()));
             within(Some(&tracer), async { phase("boot", async { Err::<(), _>("no KVM") }).await }).await.unwrap_err();
             tracer.due();
             for _ in 0..200 {
@@ -188,7 +224,11 @@ mod tests {
 
     #[test]
     fn addresses_are_understood_or_explained() {
-        let of = |url: &str| Collector::new(url).map(|c| format!("{}{}", c.address, c.path)).map_err(|e| e.to_string());
+        let of = |url: &str| {
+            Collector::new(url, Arc::new(connect))
+                .map(|c| format!("{}{}", c.address, c.path))
+                .map_err(|e| e.to_string())
+        };
         assert_eq!(of("http://h").unwrap(), "h:4318/v1/traces");
         assert_eq!(of("http://[::1]:9/x/y").unwrap(), "[::1]:9/x/y");
         for (bad, part) in [

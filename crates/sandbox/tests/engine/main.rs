@@ -1,6 +1,7 @@
 //! The engine over a fake VMM: the real agent as a local process, the real share, no machine. What is legal in which
 //! state, what is told in which order, and what happens when a part dies.
 
+mod observe;
 mod pods;
 mod support;
 mod volumes;
@@ -53,6 +54,8 @@ fn main() -> ExitCode {
                 a_guest_that_does_not_come_up_is_told_with_its_words,
             ),
             ("hooks_run_at_their_points", hooks_run_at_their_points),
+            ("a_start_is_one_trace_of_host_and_guest", observe::a_start_is_one_trace_of_host_and_guest),
+            ("operators_see_the_guest", observe::operators_see_the_guest),
             ("updates_of_a_volume_wake_who_watches_it", volumes::updates_of_a_volume_wake_who_watches_it),
             ("memory_is_shared_and_outlives_containers", volumes::memory_is_shared_and_outlives_containers),
             ("block_devices_need_a_vmm_that_plugs_them", volumes::block_devices_need_a_vmm_that_plugs_them),

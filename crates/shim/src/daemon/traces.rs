@@ -1,9 +1,11 @@
 //! The sandbox's trace: recorded where the configuration wants it, and sent while the sandbox lives on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kata_config::Config;
-use kata_trace::{Collector, Tracer};
+use kata_network::Netns;
+use kata_trace::{Collector, Connect, Tracer};
 use tokio::task::JoinHandle;
 
 /// How long a sandbox's end waits for a collector.
@@ -19,7 +21,8 @@ struct Recorded {
 }
 
 impl Traces {
-    /// As the configuration says.
+    /// As the configuration says. To be called before the daemon goes into its sandbox's network: the collector is in the
+    /// host's.
     ///
     /// # Errors
     /// An endpoint that is none.
@@ -28,8 +31,11 @@ impl Traces {
         if !runtime.enable_tracing {
             return Ok(Traces(None));
         }
+        let host = Netns::current().map_err(|e| e.to_string())?;
+        let connect: Connect =
+            Arc::new(move |to| host.run(|| kata_trace::connect(to)).map_err(std::io::Error::other).flatten());
         let collector =
-            Collector::new(&runtime.jaeger_endpoint).map_err(|e| format!("runtime.jaeger_endpoint: {e}"))?;
+            Collector::new(&runtime.jaeger_endpoint, connect).map_err(|e| format!("runtime.jaeger_endpoint: {e}"))?;
         let tracer = Tracer::new(sandbox, config.agent.kata.enable_tracing);
         let following = tokio::spawn(collector.clone().follow(tracer.clone()));
         Ok(Traces(Some(Recorded { tracer, collector, following })))
