@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -77,9 +77,8 @@ impl Netns {
         let name = path.display().to_string();
         let os = |source| NetnsError::Os { what: "open", name: name.clone(), source };
         let file = File::open(path).map_err(os)?;
-        // What a namespace's file calls itself (namespaces(7)); nothing else does so.
-        let is = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(os)?;
-        if !is.to_string_lossy().starts_with("net:[") {
+        // Not by its name: one that is bound somewhere has the name of that place.
+        if !kata_sys::namespace::kind(&file).is_ok_and(|kind| kind == libc::CLONE_NEWNET) {
             return Err(NetnsError::NotOne { path: path.to_owned() });
         }
         Netns::new(file.into(), name.clone()).map_err(os)

@@ -3,6 +3,7 @@
 pub mod fds;
 pub mod guest;
 pub mod jail;
+pub mod namespace;
 pub mod process;
 pub mod tsc;
 pub mod tun;

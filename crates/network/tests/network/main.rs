@@ -64,6 +64,14 @@ fn namespaces_are_told_apart() {
     let there = new.run(|| Netns::current().unwrap()).unwrap();
     assert!(there.is(&new) && Netns::current().unwrap().is(&host));
 
+    // Bound to a place, as `ip netns` and CNI's engines do.
+    let name = format!("kata-bound-{}", std::process::id());
+    let ip = |verb: &str| std::process::Command::new("ip").args(["netns", verb, &name]).status().unwrap();
+    assert!(ip("add").success());
+    let bound = Netns::open(&Path::new("/run/netns").join(&name));
+    assert!(ip("delete").success());
+    assert!(!bound.unwrap().is(&host));
+
     let missing = Netns::open(Path::new("/run/netns/none-of-this-name")).unwrap_err().to_string();
     assert!(missing.contains("/run/netns/none-of-this-name") && missing.contains("No such file"), "{missing}");
     for other in ["/proc/self/ns/mnt", "/dev/null", "/"] {
