@@ -70,8 +70,10 @@ impl Change {
 
     /// Whether the runtime of our name in `doc` is ours. Somebody may have added to it, or put another in its place.
     fn is_in(&self, doc: &DocumentMut) -> bool {
-        let program = toml_table::get(doc, &self.keys()).and_then(|table| table.get("runtime_path"));
-        program.and_then(|p| p.as_str()).is_some_and(|p| Path::new(p) == self.program)
+        let Some(table) = toml_table::get(doc, &self.keys()) else { return false };
+        ["runtime_path", "runtime_type"].into_iter().any(|key| {
+            table.get(key).and_then(|value| value.as_str()).is_some_and(|path| Path::new(path) == self.program)
+        })
     }
 
     /// The keys of our table.

@@ -5,6 +5,8 @@
 //!   `io.containerd.cri.v1.runtime`. 2.x takes both.
 //! - A file that `imports` names replaces, in 1.x, a plugin's whole section. So no drop-in of ours would be safe, and the
 //!   file to edit is the last one that has the section.
+//! - `runtime_path` is what 1.7 and later look at; 1.6 takes the key, and then looks into its PATH (its issue 8207). What all
+//!   know, since 1.6, is an absolute path as `runtime_type`.
 //! - 1.x forgets its built-in runtime `runc` as soon as the file names any runtime; 2.x does not.
 
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use crate::toml_table::{self, get};
 pub const DEFAULT: &str = "/etc/containerd/config.toml";
 /// What a drop-in of CRI-O and a table of containerd call our runtime.
 pub const HANDLER: &str = "kata";
-/// How containerd finds the shim: the last parts are its program's name.
+/// What containerd calls our runtime; the last parts are its program's name.
 const RUNTIME_TYPE: &str = "io.containerd.kata.v2";
 /// All names of the CRI plugin under which it can be turned off.
 const CRI: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
@@ -119,18 +121,8 @@ pub fn edit(path: &Path, text: Option<&str>, shim: &Path) -> Result<Edited, Depl
         made_explicit = Some(owned(below("runc")));
     }
     let replaced = toml_table::take(&mut doc, &below(HANDLER)).map(|item| toml_table::to_text(&item));
-    toml_table::put(&mut doc, path, &below(HANDLER), table(shim))?;
+    toml_table::put(&mut doc, path, &below(HANDLER), table(version, shim))?;
     Ok(Edited { text: doc.to_string(), table: owned(below(HANDLER)), made_explicit, replaced })
-}
-
-/// Whether there is a runtime of our name.
-///
-/// # Errors
-/// What is no TOML.
-pub fn has_runtime(path: &Path, text: &str) -> Result<bool, DeployError> {
-    let doc = toml_table::parse(path, text)?;
-    let keys = |plugin| ["plugins", plugin, "containerd", "runtimes", HANDLER];
-    Ok([2, 3].into_iter().filter_map(plugin).any(|name| get(&doc, &keys(name)).is_some()))
 }
 
 fn disabled(doc: &DocumentMut) -> Option<String> {
@@ -138,10 +130,15 @@ fn disabled(doc: &DocumentMut) -> Option<String> {
     list.iter().filter_map(|v| v.as_str()).find(|name| CRI.contains(name)).map(str::to_owned)
 }
 
-fn table(shim: &Path) -> Table {
+fn table(version: i64, shim: &Path) -> Table {
     let mut table = Table::new();
-    table.insert("runtime_type", value(RUNTIME_TYPE));
-    table.insert("runtime_path", value(shim.to_string_lossy().into_owned()));
+    let shim = shim.to_string_lossy().into_owned();
+    if version == 2 {
+        table.insert("runtime_type", value(shim));
+    } else {
+        table.insert("runtime_type", value(RUNTIME_TYPE));
+        table.insert("runtime_path", value(shim));
+    }
     // A privileged container gets the guest's devices, not the host's.
     table.insert("privileged_without_host_devices", value(true));
     table.insert("pod_annotations", value(Array::from_iter(["io.katacontainers.*"])));

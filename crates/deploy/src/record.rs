@@ -49,7 +49,7 @@ pub struct Change {
     pub after: String,
     /// The keys that lead to our table.
     pub table: Vec<String>,
-    /// What our table has as `runtime_path`: one that leads elsewhere is not ours.
+    /// The program that our table leads to: one that leads elsewhere is not ours.
     pub program: PathBuf,
     /// The table of somebody else that was in its place, as TOML.
     pub replaced: Option<String>,

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use kata_testkit::cmd::Cmd;
-use kata_testkit::engine::{CgroupParent, Daemon, path, unmount_below};
+use kata_testkit::engine::{CgroupParent, Daemon, Release, path, unmount_below};
 use kata_testkit::image;
 use kata_testkit::runtime::scratch;
 use tempfile::TempDir;
@@ -41,6 +41,8 @@ pub struct Node {
     network: Network,
     parent: CgroupParent,
     dir: TempDir,
+    /// The runtime under test is not in the configuration that we write, nor in the PATH: the test sees to it.
+    bare: Option<Release>,
 }
 
 impl Node {
@@ -49,11 +51,27 @@ impl Node {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Node {
+        Node::prepared(None, |_| {})
+    }
+
+    /// Starts one of this release whose configuration file does not have the runtime under test, after `prepare` was given that file. It is
+    /// not written again when containerd is.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_bare(release: Release, prepare: impl FnOnce(&Path)) -> Node {
+        Node::prepared(Some(release), prepare)
+    }
+
+    fn prepared(bare: Option<Release>, prepare: impl FnOnce(&Path)) -> Node {
         let dir = scratch();
         let parent = CgroupParent(format!("kata-kubepods-{}", std::process::id()));
         let network = Network::configure(dir.path());
         let client = Client::new(&dir.path().join("c.sock"));
-        let mut node = Node { daemon: None, client, network, parent, dir };
+        let mut node = Node { daemon: None, client, network, parent, dir, bare };
+        let file = node.config_file();
+        fs::write(&file, node.config()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        prepare(&file);
         node.launch();
         for archive in [image::pause(), image::busybox()] {
             node.ctr(["images", "import"]).arg(archive).ok();
@@ -67,7 +85,18 @@ impl Node {
         node
     }
 
+    /// containerd's configuration.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
     fn config(&self) -> String {
+        let kata = format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\n\
+               runtime_type = {:?}\n  privileged_without_host_devices = true\n\
+               pod_annotations = [\"io.katacontainers.*\"]\n  container_annotations = [\"io.katacontainers.*\"]\n",
+            kata_testkit::engine::CONTAINERD_RUNTIME,
+        );
         let at = |name: &str| self.dir.path().join(name).display().to_string();
         // `restrict_oom_score_adj`: pods ask for less than this process may have where it is no full root.
         format!(
@@ -79,25 +108,23 @@ impl Node {
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = \"overlayfs\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
                runtime_type = \"io.containerd.runc.v2\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\n\
-               runtime_type = {kata:?}\n  privileged_without_host_devices = true\n\
-               pod_annotations = [\"io.katacontainers.*\"]\n  container_annotations = [\"io.katacontainers.*\"]\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n{cni}",
+             {kata}[plugins.\"io.containerd.grpc.v1.cri\".cni]\n{cni}",
             root = at("root"),
             state = at("state"),
             socket = at("c.sock"),
             opt = at("opt"),
             pause = image::PAUSE,
-            kata = kata_testkit::engine::CONTAINERD_RUNTIME,
+            kata = if self.bare.is_some() { "" } else { &kata },
             cni = self.network.settings(),
         )
     }
 
     fn launch(&mut self) {
-        let file = self.dir.path().join("config.toml");
-        fs::write(&file, self.config()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let mut command = Command::new("/usr/bin/containerd");
-        command.arg("--config").arg(&file).env("PATH", path());
+        let mut command = Command::new(self.bare.unwrap_or(Release::Distribution).program("usr/bin/containerd"));
+        command.arg("--config").arg(self.config_file());
+        if self.bare.is_none() {
+            command.env("PATH", path());
+        }
         let mut daemon = Daemon::start("containerd", command, self.dir.path().join("log"));
         let socket = self.dir.path().join("c.sock");
         daemon.ready(|| {
