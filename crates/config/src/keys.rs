@@ -36,6 +36,7 @@ pub const KNOWN: &[(&str, &[&str])] = &[
             "disable_new_netns",
             "enable_tracing",
             "jaeger_endpoint",
+            "static_sandbox_resource_mgmt",
         ],
     ),
     ("factory", &["enable_template", "template_path", "vm_cache_number"]),
@@ -78,7 +79,6 @@ pub const NOT_HERE: &[&str] = &[
     "runtime.jaeger_user",
     "runtime.jaeger_password",
     "runtime.enable_pprof",
-    "runtime.static_sandbox_resource_mgmt",
     "runtime.vfio_mode",
     "runtime.experimental",
 ];

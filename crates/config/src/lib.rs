@@ -153,6 +153,8 @@ pub struct Runtime {
     pub enable_tracing: bool,
     /// Where traces are sent: OTLP over HTTP. (Upstream's name; Jaeger takes OTLP too.)
     pub jaeger_endpoint: String,
+    /// The VM is sized once, for the limits of the whole pod if the engine says them, and never resized.
+    pub static_sandbox_resource_mgmt: bool,
 }
 
 impl Default for Qemu {
@@ -193,6 +195,7 @@ impl Default for Runtime {
             disable_new_netns: false,
             enable_tracing: false,
             jaeger_endpoint: DEFAULT_COLLECTOR.into(),
+            static_sandbox_resource_mgmt: false,
         }
     }
 }

@@ -32,6 +32,14 @@ pub enum OnlineError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel refused.
+    #[error("cannot write 0 to {path}")]
+    Offline {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Fewer CPUs than wanted are there.
     #[error("{wanted} CPUs should come on line, and within {} s only {got} did", waited.as_secs())]
     Missing {
@@ -46,6 +54,10 @@ pub enum OnlineError {
 
 /// The `online` files, below the entries of `dir` whose names are `prefix` and a number, that hold a 0.
 fn offline(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>, OnlineError> {
+    that_hold(dir, prefix, "0")
+}
+
+fn that_hold(dir: &Path, prefix: &str, state: &str) -> Result<Vec<PathBuf>, OnlineError> {
     let list = |source| OnlineError::List { path: dir.to_owned(), source };
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(list)? {
@@ -57,7 +69,7 @@ fn offline(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>, OnlineError> {
         };
         let path = entry.path().join("online");
         // A CPU that cannot be taken off line (the first) has no such file.
-        if fs::read_to_string(&path).is_ok_and(|text| text.trim() == "0") {
+        if fs::read_to_string(&path).is_ok_and(|text| text.trim() == state) {
             found.push((number, path));
         }
     }
@@ -96,6 +108,21 @@ fn cpus_in(dir: &Path, count: u32, wait: Option<Duration>) -> Result<(), OnlineE
     }
     if left > 0 {
         log::info!("{} of {count} CPUs came on line; no more are present", count - left);
+    }
+    Ok(())
+}
+
+/// Takes `count` CPUs off line, the highest numbers first; as many as can be, the first one stays. Blocks.
+///
+/// # Errors
+/// [`OnlineError`].
+pub fn fewer_cpus(count: u32) -> Result<(), OnlineError> {
+    fewer_cpus_in(Path::new(CPUS), count)
+}
+
+fn fewer_cpus_in(dir: &Path, count: u32) -> Result<(), OnlineError> {
+    for path in that_hold(dir, "cpu", "1")?.into_iter().rev().take(count as usize) {
+        fs::write(&path, "0").map_err(|source| OnlineError::Offline { path, source })?;
     }
     Ok(())
 }
@@ -154,5 +181,9 @@ mod tests {
         let e = cpus_in(dir.path(), 2, Some(Duration::ZERO)).unwrap_err();
         assert!(matches!(e, OnlineError::Missing { wanted: 2, got: 1, .. }), "{e}");
         cpus_in(dir.path(), 5, None).unwrap();
+        fewer_cpus_in(dir.path(), 1).unwrap();
+        assert_eq!((state("cpu1").trim(), state("cpu2").trim(), state("cpu10").trim()), ("1", "1", "0"));
+        fewer_cpus_in(dir.path(), 9).unwrap();
+        assert_eq!((state("cpu1").trim(), state("cpu2").trim()), ("0", "0"));
     }
 }

@@ -274,12 +274,13 @@ impl AgentService for Agent {
         Ok(pb::SetIPTablesResponse { data, ..Default::default() })
     }
 
-    /// `nb_cpus` more CPUs, the lowest numbers first; unless `cpu_only`, all memory.
+    /// `nb_cpus` more CPUs, the lowest numbers first, or `offline_cpus` fewer; unless `cpu_only`, all memory.
     async fn online_cpu_mem(&self, _: &TtrpcContext, r: pb::OnlineCPUMemRequest) -> Answer<Empty> {
         self.own_machine("bringing CPUs and memory on line")?;
         let wait = r.wait.then(|| self.0.hotplug_timeout());
         done(
             blocking(move || {
+                hotplug::fewer_cpus(r.offline_cpus).map_err(|e| Failure::internal(&e))?;
                 hotplug::cpus(r.nb_cpus, wait).map_err(|e| Failure::internal(&e))?;
                 if r.cpu_only { Ok(()) } else { hotplug::memory().map_err(|e| Failure::internal(&e)) }
             })

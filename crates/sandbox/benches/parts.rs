@@ -6,7 +6,6 @@ use std::path::Path;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kata_sandbox::plan::{FileKind, Host, Limits, plan};
 use kata_sandbox::{Owner, run_dir};
-use kata_types::Mib;
 
 /// A host where everything is a directory: no system call is measured.
 struct Directories;
@@ -25,7 +24,7 @@ impl Host for Directories {
 const VOLUMES: usize = 20;
 
 fn planning(c: &mut Criterion) {
-    let limits = Limits { max_memory: Mib(8192), max_vcpus: 4, overhead: Mib(96), drop_seccomp: true };
+    let limits = Limits { max_vcpus: 4, drop_seccomp: true };
     let mut spec: kata_oci::Spec = serde_json::from_value(kata_oci::example_spec()).expect("a spec");
     c.bench_function("plan of the example", |b| {
         b.iter(|| plan(black_box(&spec), "c1", limits, &Directories).expect("a plan"));

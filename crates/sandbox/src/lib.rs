@@ -22,6 +22,7 @@ mod retire;
 mod role;
 mod sandbox;
 mod shared;
+mod sizing;
 mod state;
 mod stdio;
 mod template;

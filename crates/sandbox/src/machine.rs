@@ -5,6 +5,7 @@ mod disks;
 mod error;
 mod exercise;
 mod follow;
+mod size;
 mod volumes;
 
 use std::path::Path;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use kata_agent_client::{AgentClient, CallError};
 use kata_proto::agent as pb;
 use kata_storage::{FsDaemon, Share, ShareError};
-use kata_types::{GUEST_SHARE_DIR, Mib, SHARE_TAG};
+use kata_types::{GUEST_SHARE_DIR, SHARE_TAG};
 use kata_vmm::{AgentAddr, Device, DeviceError, DeviceId, GuestAddr, Resources, Stop, Vm, VmExit};
 use tokio::sync::watch;
 
@@ -39,6 +40,8 @@ pub struct Machine {
     /// The guest.
     pub agent: AgentClient,
     has: Resources,
+    /// What it began with, and never falls below.
+    least: Resources,
     online_vcpus: u32,
     disks: disks::Disks,
     /// Made with the first volume that is followed.
@@ -133,36 +136,6 @@ impl Machine {
     /// The sandbox's directory has been given another name.
     pub fn moved_to(&mut self, run_dir: &Path) {
         self.share.moved_to(run_dir);
-    }
-
-    async fn online(&mut self, vcpus: u32) -> Result<(), CallError> {
-        if vcpus <= self.online_vcpus {
-            return Ok(());
-        }
-        let mut request = pb::OnlineCPUMemRequest::new();
-        request.cpu_only = true;
-        request.nb_cpus = vcpus - self.online_vcpus;
-        request.wait = true;
-        self.agent.calls().online_cpu_mem(request).await?;
-        self.online_vcpus = vcpus;
-        Ok(())
-    }
-
-    /// Grows the machine to at least this; it never shrinks here.
-    ///
-    /// # Errors
-    /// A text that says what is missing.
-    pub async fn grow(&mut self, memory: Mib, vcpus: u32) -> Result<(), String> {
-        let want = Resources { memory: memory.max(self.has.memory), vcpus: vcpus.max(self.has.vcpus) };
-        if want == self.has {
-            return Ok(());
-        }
-        let got = self.vm.resize(want).await.map_err(|e| chain(&e))?;
-        self.has = got;
-        if got.memory < want.memory {
-            return Err(format!("the VM got {} MiB of memory, {} are needed", got.memory.0, want.memory.0));
-        }
-        self.online(want.vcpus).await.map_err(|e| e.to_string())
     }
 
     /// Where its agent answers.

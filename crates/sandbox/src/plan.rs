@@ -14,6 +14,7 @@ use protobuf::MessageField;
 use thiserror::Error;
 
 use crate::convert;
+use crate::sizing::{Ask, Millicpus};
 
 pub use devices::{Disk, Node};
 pub use volumes::MemoryFs;
@@ -32,10 +33,8 @@ pub struct Plan {
     /// The mount in `spec.Mounts` that is the engine's shared memory, and its source on the host: of containers that name one
     /// source, the memory is one.
     pub shm: Option<(usize, PathBuf)>,
-    /// Memory that the VM needs for this container alone, limits and overhead; `None`: no limit was given.
-    pub memory: Option<Mib>,
-    /// vCPUs that its quota amounts to; `None`: no quota.
-    pub vcpus: Option<u32>,
+    /// What its limits ask of the VM.
+    pub ask: Ask,
     /// Things left out of the spec that the guest cannot mean anything by, for the log.
     pub notes: Vec<String>,
 }
@@ -176,12 +175,8 @@ impl Host for RealHost {
 /// What the configuration has to say.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The most memory of a VM.
-    pub max_memory: Mib,
     /// The most vCPUs of a VM.
     pub max_vcpus: u32,
-    /// Memory beyond the containers' limits.
-    pub overhead: Mib,
     /// The spec's seccomp profile is dropped.
     pub drop_seccomp: bool,
 }
@@ -217,8 +212,8 @@ pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Re
         out.Process = MessageField::some(convert::process(p));
     }
     let Sources { binds, shm, storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
-    let (memory, vcpus) = linux(spec, &mut out, limits, &mut notes, &mut disks)?;
-    Ok(Plan { spec: out, binds, shm, storages, disks, memory, vcpus, notes })
+    let ask = linux(spec, &mut out, limits, &mut notes, &mut disks)?;
+    Ok(Plan { spec: out, binds, shm, storages, disks, ask, notes })
 }
 
 /// What mounts are made of.
@@ -338,8 +333,8 @@ fn linux(
     limits: Limits,
     notes: &mut Vec<String>,
     disks: &mut Vec<Disk>,
-) -> Result<(Option<Mib>, Option<u32>), PlanError> {
-    let Some(l) = &spec.linux else { return Ok((None, None)) };
+) -> Result<Ask, PlanError> {
+    let Some(l) = &spec.linux else { return Ok(Ask::default()) };
     let mut linux = pb::Linux::new();
     linux.UIDMappings = convert::id_mappings(&l.uid_mappings);
     linux.GIDMappings = convert::id_mappings(&l.gid_mappings);
@@ -392,7 +387,7 @@ fn linux(
         }
         notes.push("the seccomp profile is dropped (runtime.disable_guest_seccomp)".into());
     }
-    let sizes = match &l.resources {
+    let ask = match &l.resources {
         Some(r) => {
             for (present, what) in [
                 (!r.unified.is_empty(), "linux.resources.unified"),
@@ -417,36 +412,26 @@ fn linux(
             linux.Resources = MessageField::some(convert::resources(r));
             sizes(r, limits)?
         }
-        None => (None, None),
+        None => Ask::default(),
     };
     out.Linux = MessageField::some(linux);
-    Ok(sizes)
+    Ok(ask)
 }
 
-/// Memory and vCPUs that limits amount to (design decision 8).
+/// What limits ask of the VM.
 ///
 /// # Errors
 /// [`PlanError::TooLittleMemory`], [`PlanError::TooMuch`].
-pub fn sizes(r: &kata_oci::Resources, limits: Limits) -> Result<(Option<Mib>, Option<u32>), PlanError> {
+pub fn sizes(r: &kata_oci::Resources, limits: Limits) -> Result<Ask, PlanError> {
     const LEAST: i64 = 4 << 20;
     let memory = match r.memory.as_ref().and_then(|m| m.limit) {
         Some(bytes) if bytes > 0 && bytes < LEAST => return Err(PlanError::TooLittleMemory { bytes }),
-        Some(bytes) if bytes > 0 => {
-            let limit = Mib::from_bytes_round_up(bytes.unsigned_abs());
-            let all = Mib(limit.0.saturating_add(limits.overhead.0));
-            // A limit beyond the host's own memory is common ("no limit" in disguise): the VM gets what there is.
-            Some(all.min(limits.max_memory))
-        }
+        // A limit beyond the host's own memory is common ("no limit" in disguise): the VM gets what there is.
+        Some(bytes) if bytes > 0 => Some(Mib::from_bytes_round_up(bytes.unsigned_abs())),
         _ => None,
     };
-    let vcpus = r.cpu.as_ref().and_then(|c| {
-        let (quota, period) = (c.quota?, c.period.filter(|p| *p > 0).unwrap_or(100_000));
-        let quota = u64::try_from(quota).ok().filter(|q| *q > 0)?;
-        u32::try_from(quota.div_ceil(period)).ok()
-    });
-    if let Some(n) = vcpus
-        && n > limits.max_vcpus
-    {
+    let cpu = r.cpu.as_ref().and_then(|c| Millicpus::of(c.quota, c.period));
+    if let Some(n) = cpu.map(Millicpus::cpus).filter(|n| *n > limits.max_vcpus) {
         return Err(PlanError::TooMuch {
             what: "vCPUs",
             asked: n.into(),
@@ -454,7 +439,7 @@ pub fn sizes(r: &kata_oci::Resources, limits: Limits) -> Result<(Option<Mib>, Op
             max: limits.max_vcpus.into(),
         });
     }
-    Ok((memory, vcpus))
+    Ok(Ask { memory, cpu })
 }
 
 #[cfg(test)]
@@ -479,7 +464,7 @@ mod tests {
         }
     }
 
-    const LIMITS: Limits = Limits { max_memory: Mib(8192), max_vcpus: 4, overhead: Mib(96), drop_seccomp: true };
+    const LIMITS: Limits = Limits { max_vcpus: 4, drop_seccomp: true };
 
     fn spec(json: &str) -> Spec {
         serde_json::from_str(json).unwrap()
@@ -562,9 +547,9 @@ mod tests {
         let p = go(r#"{"linux":{"resources":{"memory":{"limit":134217729},"cpu":{"quota":150000,"period":100000}},
                      "namespaces":[{"type":"pid"},{"type":"network","path":"/var/run/netns/x"}]}}"#)
         .unwrap();
-        assert_eq!((p.memory, p.vcpus), (Some(Mib(129 + 96)), Some(2)));
+        assert_eq!(p.ask, Ask { memory: Some(Mib(129)), cpu: Some(Millicpus(1500)) });
         assert_eq!(p.spec.Linux.Namespaces.len(), 1, "the network namespace is the VM itself");
         let p = go(r#"{"linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1}}}}"#).unwrap();
-        assert_eq!((p.memory, p.vcpus), (None, None));
+        assert_eq!(p.ask, Ask::default());
     }
 }

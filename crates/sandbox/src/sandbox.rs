@@ -8,6 +8,7 @@ mod observe;
 mod pause;
 mod processes;
 mod resources;
+mod size;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use crate::hostcgroup::HostCgroup;
 use crate::machine::{self, BeginSpec, Identity, Machine};
 use crate::network::{Joined as JoinedNetwork, Network};
 use crate::process::{Exit, Process, REASON_WITHIN};
+use crate::sizing::Millicpus;
 use crate::state::{ProcessRecord, StateFile};
 use crate::stdio::StdioSpec;
 
@@ -95,8 +97,9 @@ struct Container {
     bundle: PathBuf,
     init: Arc<Process>,
     execs: BTreeMap<String, Arc<Process>>,
+    /// The limit alone.
     memory: Option<Mib>,
-    vcpus: Option<u32>,
+    vcpus: Option<Millicpus>,
 }
 
 /// One sandbox. All methods may be called at once; what must not overlap waits for each other inside.
@@ -115,6 +118,8 @@ pub struct Sandbox {
     shm: Mutex<BTreeMap<PathBuf, usize>>,
     /// It has had a container.
     used: AtomicBool,
+    /// The machine's size for ever, once that is known, if it does not follow its containers.
+    fixed_size: Mutex<Option<(Mib, u32)>>,
     /// A VMM that has been killed and is going.
     going: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -153,6 +158,7 @@ impl Sandbox {
             state: Mutex::new(state),
             shm: Mutex::new(BTreeMap::new()),
             used: AtomicBool::new(false),
+            fixed_size: Mutex::new(None),
             going: Mutex::new(None),
         }))
     }

@@ -250,19 +250,22 @@ impl QemuVm {
 
     /// Waits until a device that was told to go has gone.
     async fn unplug(&self, id: &DeviceId) -> Result<(), DeviceError> {
-        let operation = format!("unplug {}", id.0);
-        let name = device_name(id);
+        self.remove_device(&format!("unplug {}", id.0), &device_name(id), UNPLUG).await
+    }
+
+    async fn remove_device(&self, operation: &str, name: &str, limit: Duration) -> Result<(), DeviceError> {
         let mut events = self.qmp.events();
-        self.command(&operation, "device_del", json!({ "id": name }), None).await?;
-        let gone = wait_event(&mut events, UNPLUG, |event| {
-            let ours = event.data["device"] == name.as_str();
+        self.command(operation, "device_del", json!({ "id": name }), None).await?;
+        let gone = wait_event(&mut events, limit, |event| {
+            let ours = event.data["device"] == name;
             match event.name.as_str() {
                 "DEVICE_DELETED" if ours => Some(Ok(())),
                 "DEVICE_UNPLUG_GUEST_ERROR" if ours => Some(Err("the guest refused")),
                 _ => None,
             }
         });
-        let refused = |reason: &str| DeviceError::Refused { operation: operation.clone(), reason: reason.to_owned() };
+        let refused =
+            |reason: &str| DeviceError::Refused { operation: operation.to_owned(), reason: reason.to_owned() };
         match gone.await {
             Some(Ok(())) => Ok(()),
             Some(Err(reason)) => Err(refused(reason)),
@@ -316,6 +319,20 @@ impl QemuVm {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Unplugs CPUs that were plugged until there are `wanted`, the last one first; returns how many there are. The guest
+    /// may keep one: then that many is what there is.
+    async fn unplug_cpus(&mut self, wanted: u32) -> Result<u32, DeviceError> {
+        while self.vcpus > wanted {
+            let name = format!("cpu-{}", self.vcpus - 1);
+            if let Err(e) = self.remove_device("unplug a vCPU", &name, RESIZE).await {
+                tracing::warn!("{e}");
+                break;
+            }
+            self.vcpus -= 1;
+        }
+        Ok(self.vcpus)
     }
 
     /// Plugs CPUs until there are `wanted`; returns how many there are.
@@ -429,9 +446,10 @@ impl Vm for QemuVm {
         let vcpus = match self.accel {
             // All are present; the agent onlines as many as it is told.
             Accel::Tcg => {
-                self.vcpus = self.vcpus.max(to.vcpus);
+                self.vcpus = to.vcpus;
                 self.vcpus
             }
+            Accel::Kvm if to.vcpus < self.vcpus => self.unplug_cpus(to.vcpus).await?,
             Accel::Kvm => self.plug_cpus(to.vcpus).await?,
         };
         Ok(Resources { memory: self.boot_memory + hot, vcpus })

@@ -181,8 +181,8 @@ async fn bring_up(spec: &BeginSpec, vmm: &dyn Vmm, vm_spec: VmSpec, from: &str) 
         Accel::Kvm => INODE_PAUSE_KVM,
         Accel::Tcg => INODE_PAUSE_TCG,
     };
-    let (disks, follower) = Default::default();
-    let mut machine = Machine { vm, fs, share, agent, has, online_vcpus: 1, disks, follower, inode_pause };
+    let (disks, follower, least) = (Default::default(), None, has);
+    let mut machine = Machine { vm, fs, share, agent, has, least, online_vcpus: 1, disks, follower, inode_pause };
     match phase("guest.prepare", machine.prepare(spec)).await {
         Ok(()) => {
             let prepared = begun.elapsed() - launched - booted;

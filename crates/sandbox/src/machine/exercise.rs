@@ -11,7 +11,7 @@ use std::path::Path;
 use kata_agent_client::CallError;
 use kata_oci::Spec;
 use kata_proto::agent as pb;
-use kata_types::{ContainerId, Mib};
+use kata_types::ContainerId;
 use protobuf::MessageField;
 use thiserror::Error;
 
@@ -82,8 +82,7 @@ impl Machine {
         process.terminal = false;
         process.args = vec![format!("/{WAITS}")];
         spec.process = Some(process.clone());
-        let limits =
-            Limits { max_memory: Mib(u64::MAX >> 20), max_vcpus: u32::MAX, overhead: Mib(0), drop_seccomp: true };
+        let limits = Limits { max_vcpus: u32::MAX, drop_seccomp: true };
         let mut planned = plan::plan(&spec, id.as_str(), limits, &RealHost)?;
         planned.spec.Root.mut_or_insert_default().Path = guest_root;
 

@@ -22,6 +22,7 @@ use crate::plan::{self, RealHost};
 use crate::process::Process;
 use crate::role::{self, Role};
 use crate::shared::{self, Neighbour};
+use crate::sizing::Millicpus;
 use crate::state::{ContainerRecord, ProcessRecord};
 use crate::stdio::Pumps;
 
@@ -57,8 +58,7 @@ impl Sandbox {
         let terminal = stdio.terminal;
         let stdio = stdio.open()?;
         let machine = self.boot(&mut machine).await?;
-        let memory = self.memory_with(None, planned.memory);
-        let vcpus = self.vcpus_with(None, planned.vcpus);
+        let (memory, vcpus) = self.size_with(Some((id.as_str(), planned.ask)));
         phase("machine.grow", machine.grow(memory, vcpus)).await.map_err(SandboxError::Resize)?;
 
         let made = self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid);
@@ -70,6 +70,7 @@ impl Sandbox {
                 if let Err(err) = machine.remove_volumes(&id) {
                     tracing::warn!("{}", machine::chain(&err));
                 }
+                self.shrink_later();
                 return Err(err);
             }
         };
@@ -191,7 +192,7 @@ impl Sandbox {
         rootfs: &[RootfsMount],
         stdio: crate::stdio::Opened,
         pid: i32,
-    ) -> Result<(Pumps, Option<Mib>, Option<u32>), SandboxError> {
+    ) -> Result<(Pumps, Option<Mib>, Option<Millicpus>), SandboxError> {
         let root = spec.root.as_ref().map_or("rootfs", |r| r.path.as_str());
         machine.share.look_in(self.options.view.clone());
         let rootfs = async { machine.share.add_rootfs(id, rootfs, &bundle.join(root), false) };
@@ -224,7 +225,7 @@ impl Sandbox {
             return Err(err);
         }
         match Pumps::start(stdio, &agent, id.as_str(), "").await {
-            Ok(pumps) => Ok((pumps, planned.memory, planned.vcpus)),
+            Ok(pumps) => Ok((pumps, planned.ask.memory, planned.ask.cpu)),
             Err(err) => {
                 remove_in_guest(&agent, id.as_str()).await;
                 Err(err.into())

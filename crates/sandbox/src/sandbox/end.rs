@@ -85,6 +85,8 @@ impl Sandbox {
             self.leave_machine(&mut machine).await;
         } else if last {
             self.stop_machine(&mut machine).await;
+        } else {
+            self.shrink_later();
         }
         self.save(|s| drop(s.containers.remove(container)))?;
         if let Some(h) = &c.spec.hooks {

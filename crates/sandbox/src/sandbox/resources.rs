@@ -4,44 +4,20 @@ use std::sync::Arc;
 
 use kata_oci::Status;
 use kata_proto::agent as pb;
-use kata_types::Mib;
 use protobuf::MessageField;
 
 use super::{Sandbox, lock};
 use crate::convert;
 use crate::error::SandboxError;
 use crate::events::Event;
-use crate::plan::{self, Limits};
+use crate::plan::Limits;
 
 impl Sandbox {
     pub(super) fn limits(&self) -> Limits {
-        let q = &self.options.config.hypervisor.qemu;
         Limits {
-            max_memory: q.max_memory(),
-            max_vcpus: q.max_vcpus(),
-            overhead: q.overhead_memory,
+            max_vcpus: self.options.config.hypervisor.qemu.max_vcpus(),
             drop_seccomp: self.options.config.runtime.disable_guest_seccomp,
         }
-    }
-
-    /// Memory that the machine needs with this container's share changed.
-    pub(super) fn memory_with(&self, replacing: Option<&str>, new: Option<Mib>) -> Mib {
-        let q = &self.options.config.hypervisor.qemu;
-        let containers = lock(&self.containers);
-        let mut limits: Vec<Mib> =
-            containers.iter().filter(|(id, _)| Some(id.as_str()) != replacing).filter_map(|(_, c)| c.memory).collect();
-        limits.extend(new);
-        // Each planned size holds the overhead once; one is enough.
-        let sum: u64 = limits.iter().map(|m| m.0.saturating_sub(q.overhead_memory.0)).sum();
-        if limits.is_empty() { Mib(0) } else { Mib(sum + q.overhead_memory.0).min(q.max_memory()) }
-    }
-
-    pub(super) fn vcpus_with(&self, replacing: Option<&str>, new: Option<u32>) -> u32 {
-        let q = &self.options.config.hypervisor.qemu;
-        let containers = lock(&self.containers);
-        let others: u32 =
-            containers.iter().filter(|(id, _)| Some(id.as_str()) != replacing).filter_map(|(_, c)| c.vcpus).sum();
-        (others + new.unwrap_or(0)).min(q.max_vcpus())
     }
 
     /// Freezes a container.
@@ -95,7 +71,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Changes a container's limits, and the machine's size if they need it.
+    /// Changes a container's limits, and the machine's size if they need it: larger before, smaller afterwards.
     ///
     /// # Errors
     /// [`SandboxError`].
@@ -106,11 +82,11 @@ impl Sandbox {
     ) -> Result<(), SandboxError> {
         self.process(container, "")?;
         self.in_guest(container, "change the limits of")?;
-        let (memory, vcpus) = plan::sizes(resources, self.limits())?;
+        let ask = self.asked_after(container, resources)?;
         {
             let mut machine = self.machine.lock().await;
             let machine = self.boot(&mut machine).await?;
-            let (memory, vcpus) = (self.memory_with(Some(container), memory), self.vcpus_with(Some(container), vcpus));
+            let (memory, vcpus) = self.size_with(Some((container, ask)));
             machine.grow(memory, vcpus).await.map_err(SandboxError::Resize)?;
         }
         let mut request = pb::UpdateContainerRequest::new();
@@ -118,9 +94,9 @@ impl Sandbox {
         request.resources = MessageField::some(convert::resources(resources));
         self.agent()?.calls().update_container(request).await?;
         if let Some(c) = lock(&self.containers).get_mut(container) {
-            c.memory = memory.or(c.memory);
-            c.vcpus = vcpus.or(c.vcpus);
+            (c.memory, c.vcpus) = (ask.memory, ask.cpu);
         }
+        self.shrink_later();
         Ok(())
     }
 

@@ -1,0 +1,71 @@
+//! The machine's size, which follows its containers.
+
+use std::sync::Arc;
+
+use kata_types::Mib;
+
+use super::{MachineState, Sandbox, lock};
+use crate::error::SandboxError;
+use crate::plan;
+use crate::sizing::{self, Ask, Policy};
+
+impl Sandbox {
+    fn policy(&self) -> Policy {
+        let q = &self.options.config.hypervisor.qemu;
+        Policy {
+            default_memory: q.default_memory,
+            default_vcpus: q.vcpus(),
+            overhead: q.overhead_memory,
+            max_memory: q.max_memory(),
+            max_vcpus: q.max_vcpus(),
+        }
+    }
+
+    /// Memory and vCPUs that the machine needs for its containers, of which one is new or asks for something else.
+    pub(super) fn size_with(&self, changed: Option<(&str, Ask)>) -> (Mib, u32) {
+        let policy = self.policy();
+        let containers = lock(&self.containers);
+        if self.options.config.runtime.static_sandbox_resource_mgmt {
+            let mut fixed = lock(&self.fixed_size);
+            let declared = containers.values().find_map(|c| sizing::declared(&c.spec.annotations));
+            let first = declared.or(changed.map(|(_, ask)| ask)).unwrap_or_default();
+            return *fixed.get_or_insert_with(|| sizing::machine(&[first], &policy));
+        }
+        // One that stands for the sandbox has no process; that it has no limit means nothing.
+        let others = containers.iter().filter(|(id, c)| changed.is_none_or(|(changed, _)| *id != changed) && !c.stands);
+        let mut asks: Vec<Ask> = others.map(|(_, c)| Ask { memory: c.memory, cpu: c.vcpus }).collect();
+        asks.extend(changed.map(|(_, ask)| ask));
+        sizing::machine(&asks, &policy)
+    }
+
+    /// What a container asks for once its limits have been changed: what is not mentioned stays.
+    pub(super) fn asked_after(&self, container: &str, new: &kata_oci::Resources) -> Result<Ask, SandboxError> {
+        let mut ask = plan::sizes(new, self.limits())?;
+        let containers = lock(&self.containers);
+        let Some(c) = containers.get(container) else {
+            return Err(SandboxError::NotFound(format!("container {container}")));
+        };
+        // 0 is "not given", as it is for the agent.
+        if new.memory.as_ref().and_then(|m| m.limit).is_none_or(|limit| limit == 0) {
+            ask.memory = c.memory;
+        }
+        if new.cpu.as_ref().and_then(|c| c.quota).is_none_or(|quota| quota == 0) {
+            ask.cpu = c.vcpus;
+        }
+        Ok(ask)
+    }
+
+    /// Gives back what the containers need no more, when nobody waits for it.
+    pub(super) fn shrink_later(self: &Arc<Self>) {
+        let me = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut machine = me.machine.lock().await;
+            let MachineState::Running(machine) = &mut *machine else { return };
+            if me.death.borrow().is_some() {
+                return;
+            }
+            let (memory, vcpus) = me.size_with(None);
+            machine.shrink(memory, vcpus).await;
+        });
+    }
+}
