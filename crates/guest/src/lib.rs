@@ -18,6 +18,7 @@ mod engine;
 mod failure;
 mod fdio;
 mod hotplug;
+mod hugepages;
 mod identity;
 mod inodes;
 mod json;

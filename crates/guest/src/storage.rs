@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 
+use crate::hugepages;
 use crate::watched::{self, MirrorError, ScanError, Volumes};
 
 /// The drivers that [`Storages::add`] knows, by the names that requests use.
@@ -84,6 +85,14 @@ pub enum StorageError {
         /// Why not.
         source: MirrorError,
     },
+    /// Huge pages.
+    #[error("cannot have huge pages for {path}")]
+    HugePages {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: hugepages::HugePageError,
+    },
     /// umount(2) refused.
     #[error("cannot unmount {path}")]
     Unmount {
@@ -98,6 +107,8 @@ pub enum StorageError {
 enum Made {
     Mount,
     Directory,
+    /// A mount for which pages were set aside.
+    HugePages(hugepages::Pages),
 }
 
 struct Used {
@@ -205,6 +216,17 @@ impl Storages {
         }
         let made = match storage.driver.as_str() {
             "virtio-fs" | "virtiofs" => self.virtiofs(storage, &point)?,
+            "ephemeral" if storage.fstype == "hugetlbfs" => {
+                prepare(&point)?;
+                let pages = hugepages::set_aside(&storage.options)
+                    .map_err(|source| StorageError::HugePages { path: point.clone(), source })?;
+                let mounted = mount_at("hugetlbfs", "hugetlbfs", &point, &Options::parse(&storage.options));
+                if mounted.is_err() {
+                    pages.give_back();
+                }
+                mounted?;
+                Made::HugePages(pages)
+            }
             "ephemeral" => ephemeral(storage, &point)?,
             "local" => local(storage, &point)?,
             "bind" => bind(storage, &point)?,
@@ -456,13 +478,17 @@ fn bind(storage: &Storage, point: &Path) -> Result<Made, StorageError> {
 
 fn unmake(point: &Path, made: Made) -> Result<(), StorageError> {
     match made {
-        Made::Mount => {
+        Made::Mount | Made::HugePages(_) => {
             let done = match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
                 // Somebody still holds a file open; it goes away when they do.
                 Err(Errno::EBUSY) => umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW),
                 other => other,
             };
-            done.map_err(|source| StorageError::Unmount { path: point.to_owned(), source })
+            done.map_err(|source| StorageError::Unmount { path: point.to_owned(), source })?;
+            if let Made::HugePages(pages) = made {
+                pages.give_back();
+            }
+            Ok(())
         }
         Made::Directory => {
             fs::remove_dir_all(point).map_err(|source| StorageError::Prepare { path: point.to_owned(), source })

@@ -112,7 +112,55 @@ pub fn resources(r: &oci::Resources) -> pb::LinuxResources {
         io.Weight = u32::from(b.weight.unwrap_or(0));
         out.BlockIO = MessageField::some(io);
     }
+    out.HugepageLimits = r
+        .hugepage_limits
+        .iter()
+        .map(|h| {
+            let mut limit = pb::LinuxHugepageLimit::new();
+            limit.Pagesize.clone_from(&h.page_size);
+            limit.Limit = h.limit;
+            limit
+        })
+        .collect();
+    out.Unified =
+        r.unified.iter().filter(|(file, _)| goes_to_guest(file)).map(|(f, v)| (f.clone(), v.clone())).collect();
     out
+}
+
+/// Whether a file of cgroup v2 means the same in the guest: none that names the host's CPUs, memory nodes or devices.
+pub fn goes_to_guest(file: &str) -> bool {
+    const HOSTS: [&str; 4] = ["io.max", "io.latency", "io.cost.qos", "io.cost.model"];
+    let controller = file.split('.').next().unwrap_or_default();
+    ["cpu", "hugetlb", "io", "memory", "pids"].contains(&controller) && !HOSTS.contains(&file)
+}
+
+/// Limits of block IO that name a device, as far as it is one of `devices`, by the host's numbers.
+pub fn device_limits(b: &oci::BlockIo, devices: &[(i64, i64)], into: &mut pb::LinuxBlockIO) {
+    let passed = |major: i64, minor: i64| devices.contains(&(major, minor));
+    into.WeightDevice = b
+        .weight_device
+        .iter()
+        .filter(|w| passed(w.major, w.minor))
+        .map(|w| {
+            let mut out = pb::LinuxWeightDevice::new();
+            (out.Major, out.Minor) = (w.major, w.minor);
+            out.Weight = u32::from(w.weight.unwrap_or(0));
+            out
+        })
+        .collect();
+    let throttles = |list: &[oci::ThrottleDevice]| {
+        let list = list.iter().filter(|t| passed(t.major, t.minor));
+        list.map(|t| {
+            let mut out = pb::LinuxThrottleDevice::new();
+            (out.Major, out.Minor, out.Rate) = (t.major, t.minor, t.rate);
+            out
+        })
+        .collect()
+    };
+    into.ThrottleReadBpsDevice = throttles(&b.throttle_read_bps_device);
+    into.ThrottleWriteBpsDevice = throttles(&b.throttle_write_bps_device);
+    into.ThrottleReadIOPSDevice = throttles(&b.throttle_read_iops_device);
+    into.ThrottleWriteIOPSDevice = throttles(&b.throttle_write_iops_device);
 }
 
 /// Ranges of a user namespace.

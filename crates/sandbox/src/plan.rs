@@ -211,8 +211,12 @@ pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Re
         }
         out.Process = MessageField::some(convert::process(p));
     }
-    let Sources { binds, shm, storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
+    let Sources { binds, shm, mut storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
     let ask = linux(spec, &mut out, limits, &mut notes, &mut disks)?;
+    let huge = spec.linux.as_ref().and_then(|l| l.resources.as_ref()).map_or(&[][..], |r| &r.hugepage_limits);
+    for storage in storages.iter_mut().filter(|s| s.fstype == "hugetlbfs") {
+        volumes::limit_huge_pages(storage, huge).map_err(unsupported)?;
+    }
     Ok(Plan { spec: out, binds, shm, storages, disks, ask, notes })
 }
 
@@ -389,27 +393,34 @@ fn linux(
     }
     let ask = match &l.resources {
         Some(r) => {
-            for (present, what) in [
-                (!r.unified.is_empty(), "linux.resources.unified"),
-                (!r.hugepage_limits.is_empty(), "linux.resources.hugepageLimits"),
-            ] {
-                if present {
-                    notes.push(format!("{what} is not applied in the guest"));
-                }
-            }
-            if let Some(b) = &r.block_io
-                && !(b.weight_device.is_empty()
-                    && b.throttle_read_bps_device.is_empty()
-                    && b.throttle_write_bps_device.is_empty()
-                    && b.throttle_read_iops_device.is_empty()
-                    && b.throttle_write_iops_device.is_empty())
-            {
-                notes.push("block IO limits name the host's devices and are not applied in the guest".into());
+            for file in r.unified.keys().filter(|file| !convert::goes_to_guest(file)) {
+                notes.push(format!(
+                    "linux.resources.unified: {file} names what the host has and is not applied in the guest"
+                ));
             }
             if r.cpu.as_ref().is_some_and(|c| !(c.cpus.is_empty() && c.mems.is_empty())) {
                 notes.push("cpuset names the host's CPUs and memory nodes and is not applied in the guest".into());
             }
-            linux.Resources = MessageField::some(convert::resources(r));
+            let mut resources = convert::resources(r);
+            if let Some(b) = &r.block_io {
+                let plugged: Vec<(i64, i64)> = disks.iter().map(|d| (d.major, d.minor)).collect();
+                convert::device_limits(b, &plugged, resources.BlockIO.mut_or_insert_default());
+                let named = b.weight_device.iter().map(|w| (w.major, w.minor));
+                let lists = [
+                    &b.throttle_read_bps_device,
+                    &b.throttle_write_bps_device,
+                    &b.throttle_read_iops_device,
+                    &b.throttle_write_iops_device,
+                ];
+                let named = named.chain(lists.into_iter().flatten().map(|t| (t.major, t.minor)));
+                for (major, minor) in named.filter(|n| !plugged.contains(n)) {
+                    notes.push(format!(
+                        "a limit of block IO names the host's device {major}:{minor}, which the guest does not have, and is not \
+                         applied"
+                    ));
+                }
+            }
+            linux.Resources = MessageField::some(resources);
             sizes(r, limits)?
         }
         None => Ask::default(),
@@ -540,6 +551,23 @@ mod tests {
             {"destination":"/b","type":"bind","source":"/var/lib/kubelet/pods/u/volumes/kubernetes.io~secret/s","options":["rbind"]}]}"#)
         .unwrap();
         assert_eq!([p.binds[0].followed, p.binds[1].followed], [true, false]);
+    }
+
+    #[test]
+    fn limits_that_name_what_the_guest_has_reach_it() {
+        let p = go(r#"{"linux":{"devices":[{"path":"/dev/xvda","type":"b","major":8,"minor":16}],
+          "resources":{"devices":[{"allow":true,"access":"rwm"}],
+            "unified":{"memory.high":"1000","cpuset.cpus":"3","io.max":"8:0 rbps=1"},
+            "hugepageLimits":[{"pageSize":"2MB","limit":4096}],
+            "blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":8,"minor":16,"rate":9},{"major":8,"minor":0,"rate":9}]}}}}"#)
+        .unwrap();
+        let r = &p.spec.Linux.Resources;
+        assert_eq!(r.Unified.iter().collect::<Vec<_>>(), [(&"memory.high".to_owned(), &"1000".to_owned())]);
+        assert_eq!((r.HugepageLimits[0].Pagesize.as_str(), r.HugepageLimits[0].Limit), ("2MB", 4096));
+        assert_eq!((r.BlockIO.Weight, r.BlockIO.ThrottleReadBpsDevice.len()), (10, 1));
+        let notes = p.notes.join("\n");
+        assert!(p.notes.len() == 3 && notes.contains("cpuset.cpus") && notes.contains("io.max"), "{notes}");
+        assert!(notes.contains("8:0"), "{notes}");
     }
 
     #[test]

@@ -29,6 +29,11 @@ impl Plan {
         self.settings.push(Setting { file: file.into(), value: value.to_string(), optional: false });
     }
 
+    /// A kernel that does not have the file serves as well.
+    fn hint(&mut self, file: impl Into<String>, value: impl ToString) {
+        self.settings.push(Setting { file: file.into(), value: value.to_string(), optional: true });
+    }
+
     fn no_meaning(&mut self, what: &str) {
         self.warnings.push(format!("{what} has no meaning in cgroup v2 and is left out"));
     }
@@ -55,12 +60,29 @@ pub(crate) fn plan(r: &oci::LinuxResources, has: &dyn Fn(&str) -> bool) -> Resul
         if h.Pagesize.is_empty() || !h.Pagesize.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err(JailError::invalid(format!("huge page size {:?}", h.Pagesize)));
         }
-        plan.set(format!("hugetlb.{}.max", h.Pagesize), h.Limit);
+        // Of a size that the kernel does not have there are no pages.
+        plan.hint(format!("hugetlb.{}.max", h.Pagesize), h.Limit);
     }
     if r.Network.as_ref().is_some_and(|n| n.ClassID != 0 || !n.Priorities.is_empty()) {
         plan.no_meaning("the network class");
     }
+    let mut unified: Vec<_> = r.Unified.iter().collect();
+    unified.sort();
+    for (file, value) in unified {
+        if !is_limit(file) {
+            return Err(JailError::invalid(format!("{file:?} is no limit of a cgroup's")));
+        }
+        plan.set(file, value);
+    }
     Ok(plan)
+}
+
+/// Whether a file of cgroup v2 holds a limit: none of those that move, freeze or kill, and no path.
+fn is_limit(file: &str) -> bool {
+    const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
+    let plain = file.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_');
+    plain
+        && file.split_once('.').is_some_and(|(controller, rest)| CONTROLLERS.contains(&controller) && !rest.is_empty())
 }
 
 /// -1 is "no limit" in the spec.
@@ -149,7 +171,7 @@ fn block_io(plan: &mut Plan, b: &oci::LinuxBlockIO, has: &dyn Fn(&str) -> bool) 
     let (file, convert): (&str, fn(u32) -> u64) =
         if bfq { ("io.bfq.weight", u64::from) } else { ("io.weight", io_weight) };
     if b.Weight != 0 {
-        plan.set(file, convert(b.Weight));
+        plan.hint(file, convert(b.Weight));
     }
     for w in &b.WeightDevice {
         if w.Weight != 0 {
@@ -245,6 +267,22 @@ mod tests {
         assert_eq!(plan(&r, &|f| f == "io.bfq.weight").unwrap().settings[0].value, "500");
         r.HugepageLimits[0].Pagesize = "../x".into();
         assert!(plan(&r, &|_| false).is_err());
+    }
+
+    #[test]
+    fn files_by_name_come_last_and_are_limits() {
+        let mut r = with_memory(100, 0);
+        r.Unified.insert("memory.high".into(), "90".into());
+        r.Unified.insert("memory.max".into(), "95".into());
+        let all = settings(&r);
+        assert_eq!(all, [pair("memory.max", "100"), pair("memory.high", "90"), pair("memory.max", "95")]);
+        for bad in ["cgroup.procs", "memory", "memory.", "../memory.max", "memory.max/x", "net.x"] {
+            let r = oci::LinuxResources {
+                Unified: [(bad.to_owned(), "1".to_owned())].into_iter().collect(),
+                ..Default::default()
+            };
+            assert!(plan(&r, &|_| true).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kata_oci::HugepageLimit;
 use kata_proto::agent::Storage;
 use kata_types::GUEST_SANDBOX_DIR;
 use sha2::{Digest, Sha256};
@@ -82,6 +83,33 @@ fn storage_of(volume: &Path, fs: &MemoryFs) -> Storage {
     storage
 }
 
+/// Huge pages must be set aside, so how many must be known: from the volume's size, else from the container's limit.
+///
+/// # Errors
+/// What is missing.
+pub fn limit_huge_pages(storage: &mut Storage, limits: &[HugepageLimit]) -> Result<(), String> {
+    let option = |name: &str| storage.options.iter().find_map(|o| o.strip_prefix(name)?.parse::<u64>().ok());
+    if option("size=").is_some() {
+        return Ok(());
+    }
+    let page = option("pagesize=").unwrap_or(0);
+    // "2MB", "1GB": the cgroup's names for sizes (mm/hugetlb_cgroup.c, `mem_fmt`).
+    let name = match page {
+        p if p >= 1 << 30 => format!("{}GB", p >> 30),
+        p if p >= 1 << 20 => format!("{}MB", p >> 20),
+        p => format!("{}KB", p >> 10),
+    };
+    match limits.iter().find(|l| l.page_size == name).map(|l| l.limit).filter(|l| *l > 0 && *l < 1 << 50) {
+        Some(bytes) => storage.options.push(format!("size={bytes}")),
+        None => {
+            return Err(format!(
+                "set huge pages of {name} aside for a volume without a size: give the container a limit"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The volume that a subPath is of, if that is an emptyDir in memory, and where in it.
 fn sub_path(source: &Path, host: &dyn Host) -> Option<(PathBuf, PathBuf)> {
     let container = source.parent()?;
@@ -147,6 +175,11 @@ mod tests {
         assert_ne!(huge.source, cache.source);
         assert_eq!(huge.storages[0].options[3..], ["pagesize=2097152"]);
         assert_eq!(huge.storages[0].fstype, "hugetlbfs");
+        let mut pages = huge.storages[0].clone();
+        assert!(limit_huge_pages(&mut pages, &[]).unwrap_err().contains("2MB"));
+        let limit = |size: &str, limit| HugepageLimit { page_size: size.into(), limit };
+        limit_huge_pages(&mut pages, &[limit("1GB", 1 << 30), limit("2MB", 4 << 20)]).unwrap();
+        assert_eq!(pages.options.last().unwrap(), "size=4194304");
         assert_eq!(at("/k/pods/u/volumes/kubernetes.io~empty-dir/disk"), None);
         assert_eq!(at("/somewhere/cache"), None);
         // A subPath is a directory in it.
