@@ -155,6 +155,8 @@ pub struct Runtime {
     pub jaeger_endpoint: String,
     /// The VM is sized once, for the limits of the whole pod if the engine says them, and never resized.
     pub static_sandbox_resource_mgmt: bool,
+    /// All of a sandbox's processes are in its cgroup; this version has no other way.
+    pub sandbox_cgroup_only: bool,
 }
 
 impl Default for Qemu {
@@ -196,6 +198,7 @@ impl Default for Runtime {
             enable_tracing: false,
             jaeger_endpoint: DEFAULT_COLLECTOR.into(),
             static_sandbox_resource_mgmt: false,
+            sandbox_cgroup_only: true,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The host's cgroup of a sandbox: its processes sit where the spec says, so that the engine's own accounting of them
-//! is true (design decision 8). Limits are applied in the guest. cgroup v1, v2, and both at once.
+//! is true (design decision 8): VMM, file daemon, the sandbox's daemon and the kata-shims. Limits are applied in the guest.
+//! cgroup v1, v2, and both at once; where systemd runs, what is named in its form is a scope of its.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use thiserror::Error;
 
+use crate::systemd::{self, SystemdError};
+
 /// How long dying processes may keep a cgroup from being removed.
 const EMPTY_WITHIN: Duration = Duration::from_millis(500);
+
+/// How long systemd may take to do what it has queued.
+const UNIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why the cgroup could not be made.
 #[derive(Debug, Error)]
@@ -27,6 +33,14 @@ pub enum CgroupError {
         /// Why not.
         source: io::Error,
     },
+    /// systemd did not make its unit.
+    #[error("cannot make the cgroup {path}: {}", crate::machine::chain(.source))]
+    Systemd {
+        /// linux.cgroupsPath.
+        path: String,
+        /// Why not.
+        source: SystemdError,
+    },
 }
 
 /// The directories of one cgroup in all of the host's hierarchies; empty if the spec names none.
@@ -37,12 +51,28 @@ pub struct HostCgroup {
 }
 
 impl HostCgroup {
-    /// Makes the cgroup that `linux.cgroupsPath` names.
+    /// Makes the cgroup that `linux.cgroupsPath` names, and enters it.
     ///
     /// # Errors
     /// [`CgroupError`]. A hierarchy that is mounted read-only or that we may not write is left out.
     pub fn make(cgroups_path: &str) -> Result<HostCgroup, CgroupError> {
+        let made = HostCgroup::make_at(cgroups_path, Path::new(systemd::SOCKET))?;
+        // Without it only the accounting would be short of us.
+        if let Err(err) = made.join(std::process::id().cast_signed()) {
+            tracing::warn!("the sandbox's daemon is not in its cgroup: {err}");
+        }
+        Ok(made)
+    }
+
+    fn make_at(cgroups_path: &str, systemd: &Path) -> Result<HostCgroup, CgroupError> {
         let Some(relative) = relative(cgroups_path)? else { return Ok(HostCgroup::default()) };
+        if let Some((slice, unit)) = scope(cgroups_path)
+            && systemd.exists()
+        {
+            systemd::start_scope(systemd, &unit, slice, &[std::process::id()])
+                .map_err(|source| CgroupError::Systemd { path: cgroups_path.to_owned(), source })?;
+            await_unit(&relative);
+        }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut dirs = Vec::new();
         for h in hierarchies(&mounts) {
@@ -85,6 +115,16 @@ impl HostCgroup {
         Ok(())
     }
 
+    /// Moves this process out of it, to where it keeps nothing from being removed.
+    pub fn leave(&self) {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for h in hierarchies(&mounts).iter().filter(|h| self.dirs.iter().any(|dir| dir.starts_with(&h.mount))) {
+            if let Err(e) = std::fs::write(h.mount.join("cgroup.procs"), std::process::id().to_string()) {
+                tracing::debug!("cannot leave for {}: {e}", h.mount.display());
+            }
+        }
+    }
+
     /// Removes it; what is already gone is fine. Waits a moment for processes that are just dying.
     pub fn remove(&self) {
         let deadline = Instant::now() + EMPTY_WITHIN;
@@ -123,6 +163,31 @@ fn relative(cgroups_path: &str) -> Result<Option<PathBuf>, CgroupError> {
         return Err(CgroupError::Path(cgroups_path.to_owned()));
     }
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+}
+
+/// The slice and the name of the scope that `slice:prefix:name` means; `None` for a path, and for a slice, which systemd
+/// makes of itself when something is in it.
+fn scope(cgroups_path: &str) -> Option<(&str, String)> {
+    let [slice, prefix, name] = cgroups_path.split(':').collect::<Vec<_>>()[..] else { return None };
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    (!name.ends_with(".slice")).then(|| (slice, format!("{prefix}-{name}.scope")))
+}
+
+/// Waits until systemd, which has queued the job, has made the directory in the hierarchy that it looks after.
+fn await_unit(relative: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let its_own =
+        |h: &&Hierarchy| h.mount.ends_with("systemd") || h.mount.ends_with("unified") || h.mount.ends_with("cgroup");
+    let hierarchies = hierarchies(&mounts);
+    let Some(h) = hierarchies.iter().find(its_own) else { return };
+    let deadline = Instant::now() + UNIT_WITHIN;
+    while !h.mount.join(relative).exists() {
+        if Instant::now() >= deadline {
+            tracing::warn!("systemd has not made {} in time; it is made without", relative.display());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// "a-b.slice" → "a.slice/a-b.slice/".
@@ -200,6 +265,27 @@ mod tests {
         assert_eq!(r("system.slice:docker:abc").as_deref(), Some("system.slice/docker-abc.scope"));
         assert_eq!(r("a-b.slice:x:y").as_deref(), Some("a.slice/a-b.slice/x-y.scope"));
         assert!(relative("/a/../../b").is_err());
+    }
+
+    #[test]
+    fn scopes_are_systemds_and_paths_are_not() {
+        assert_eq!(
+            scope("kubepods-besteffort.slice:cri-containerd:abc"),
+            Some(("kubepods-besteffort.slice", "cri-containerd-abc.scope".to_owned()))
+        );
+        assert_eq!(scope(":docker:abc"), Some(("system.slice", "docker-abc.scope".to_owned())));
+        assert_eq!(scope("/docker/abc"), None);
+        assert_eq!(scope("a.slice:x:b.slice"), None);
+    }
+
+    #[test]
+    fn a_systemd_that_does_not_answer_is_an_error_and_none_is_not_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("private");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let err = HostCgroup::make_at("a.slice:b:c", &socket).unwrap_err().to_string();
+        assert!(err.contains("a.slice:b:c") && err.contains("connect to systemd"), "{err}");
+        assert_eq!(HostCgroup::make_at("", &socket).unwrap(), HostCgroup::default());
     }
 
     #[test]

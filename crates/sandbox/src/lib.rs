@@ -25,6 +25,7 @@ mod shared;
 mod sizing;
 mod state;
 mod stdio;
+mod systemd;
 mod template;
 
 pub use cleanup::{CleanupError, Remains, cleanup, cleanup_container};

@@ -204,6 +204,7 @@ impl Sandbox {
             drop(going.await);
         }
         self.leave_network().await;
+        self.options.cgroup.leave();
         self.options.cgroup.remove();
     }
 

@@ -196,6 +196,7 @@ impl Serving {
         };
         let sandbox = kata_trace::within(traces.tracer(), begun).await;
         let sandbox = sandbox.map_err(|e| {
+            cgroup.leave();
             cgroup.remove();
             e.to_string()
         })?;
