@@ -249,6 +249,13 @@ fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn H
                 out.Mounts.push(shared_memory(m, host));
                 continue;
             }
+            if m.options.iter().any(|o| o == "shared" || o == "rshared") {
+                return Err(fail(
+                    "what is mounted below it in the guest is not seen on the host, which the propagation \"rshared\" \
+                     (Bidirectional) asks for"
+                        .into(),
+                ));
+            }
             if let Some(volume) = volumes::in_memory(source, host) {
                 for storage in volume.storages {
                     if !storages.contains(&storage) {
@@ -511,6 +518,10 @@ mod tests {
         for (json, part) in [
             (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/nowhere"}]}"#, "/nowhere at /x: No such file"),
             (r#"{"mounts":[{"destination":"/x","type":"bind","source":"/dev/watchdog"}]}"#, "device node"),
+            (
+                r#"{"mounts":[{"destination":"/x","type":"bind","source":"/data","options":["rshared"]}]}"#,
+                "Bidirectional",
+            ),
             (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "/proc/1/ns/ipc"),
             (r#"{"linux":{"devices":[{"path":"/dev/w","type":"c","major":10,"minor":130}]}}"#, "/dev/w (c 10:130)"),
             (r#"{"linux":{"resources":{"memory":{"limit":1000}}}}"#, "1000 bytes"),

@@ -194,3 +194,22 @@ fn memory_volumes_files_and_later_mounts() {
     assert_eq!(fs::metadata(&file).unwrap().size(), 4);
     containerd.holds_nothing();
 }
+
+#[test]
+fn huge_pages_are_set_aside_for_volumes() {
+    let _leaks = Guard::new();
+    let containerd = Containerd::start();
+    let huge = volume(&containerd, "empty-dir", "huge");
+    let mounted =
+        Cmd::new("mount").args(["-t", "hugetlbfs", "-o", "pagesize=2M,size=8M,mode=1770", "none"]).arg(&huge).run();
+    if !mounted.status.is_some_and(|s| s.success()) {
+        kata_testkit::skip!("this host mounts no hugetlbfs: {}", mounted.err());
+    }
+    let script = "grep HugePages_Total /proc/meminfo | tr -s ' '; stat -c %a /huge; \
+                  df -k /huge | tail -1 | tr -s ' ' | cut -d' ' -f2";
+    let mount = bind(&huge, "/huge", "rbind:rw");
+    let out = containerd.run(["--rm", "--mount", &mount]).args([BUSYBOX, "huge", "sh", "-c", script]).run();
+    Cmd::new("umount").arg(&huge).ok();
+    assert_eq!(out.out(), "HugePages_Total: 4\n1770\n8192", "{}", out.report());
+    containerd.holds_nothing();
+}

@@ -1,0 +1,90 @@
+//! What a machine has, as its container's limits change, and where its processes are accounted for.
+
+use std::time::Duration;
+
+use kata_testkit::bundle::Bundle;
+use kata_testkit::leaks::Guard;
+use kata_testkit::runtime::Runtime;
+use kata_testkit::wait;
+use serde_json::json;
+
+/// For what happens at once in a VM that runs, on a slow machine.
+const SOON: Duration = Duration::from_secs(30);
+
+fn total_mib(rt: &Runtime) -> u64 {
+    let text = rt.exec("sized", "cat /proc/meminfo").ok().out();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).unwrap().trim().trim_end_matches(" kB");
+    line.parse::<u64>().unwrap() >> 10
+}
+
+fn cpus(rt: &Runtime) -> String {
+    rt.exec("sized", "cat /sys/devices/system/cpu/online").ok().out()
+}
+
+#[test]
+fn the_machine_grows_and_shrinks_with_its_limits() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new().configured("[hypervisor.qemu]\ndefault_memory = 256\ndefault_maxvcpus = 2\n");
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| {
+        spec["linux"]["resources"] = json!({
+            "memory": { "limit": 600 << 20 }, "cpu": { "quota": 150_000, "period": 100_000, "cpus": "0" },
+            "unified": { "memory.high": "500000000" }, "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
+        });
+        let mount = json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] });
+        spec["mounts"].as_array_mut().unwrap().retain(|m| !m["destination"].as_str().unwrap().starts_with("/sys"));
+        let cgroup =
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] });
+        spec["mounts"].as_array_mut().unwrap().extend([mount, cgroup]);
+    });
+    rt.run_detached(&bundle, "sized");
+    let begun = total_mib(&rt);
+    assert!((600..700).contains(&begun), "{begun} MiB for a limit of 600 and the overhead");
+    assert_eq!(cpus(&rt), "0-1");
+    let read = |file: &str| rt.exec("sized", &format!("cat /sys/fs/cgroup/{file}")).ok().out();
+    // Page by page.
+    assert_eq!((read("memory.high"), read("hugetlb.2MB.max")), ("499998720".to_owned(), "0".to_owned()));
+    rt.cmd(["update", "--memory", "900m", "sized"]).ok();
+    let grown = total_mib(&rt);
+    assert!((900..1000).contains(&grown), "{grown} MiB for a limit of 900");
+    assert_eq!(cpus(&rt), "0-1", "what is not mentioned stays");
+    rt.cmd(["update", "--memory", "300m", "--cpu-quota", "50000", "--cpu-period", "100000", "sized"]).ok();
+    wait::until("a smaller machine", SOON, || (cpus(&rt) == "0" && total_mib(&rt) < 600).then_some(()));
+    rt.cmd(["update", "--cpu-quota", "200000", "--cpu-period", "100000", "sized"]).ok();
+    assert_eq!(cpus(&rt), "0-1");
+    rt.cmd(["delete", "--force", "sized"]).ok();
+}
+
+#[test]
+fn a_static_machine_has_its_first_size_for_ever() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new()
+        .configured("[hypervisor.qemu]\ndefault_memory = 256\n[runtime]\nstatic_sandbox_resource_mgmt = true\n");
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| {
+        spec["linux"]["resources"] = json!({ "memory": { "limit": 400 << 20 } });
+    });
+    rt.run_detached(&bundle, "sized");
+    let begun = total_mib(&rt);
+    assert!((400..500).contains(&begun), "{begun} MiB for a limit of 400");
+    rt.cmd(["update", "--memory", "900m", "sized"]).ok();
+    assert_eq!(total_mib(&rt), begun);
+    rt.cmd(["delete", "--force", "sized"]).ok();
+}
+
+#[test]
+fn all_processes_are_in_the_cgroup_of_the_spec() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let path = format!("/kata-test-{}", std::process::id());
+    let bundle =
+        Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| spec["linux"]["cgroupsPath"] = json!(path.as_str()));
+    rt.run_detached(&bundle, "sized");
+    let sandbox = rt.sandbox("sized");
+    for of in ["vm", "fs", "daemon"] {
+        let pid = sandbox.pid(of);
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        for line in cgroups.lines() {
+            assert!(line.ends_with(&path), "{of}: {line}");
+        }
+    }
+    rt.cmd(["delete", "--force", "sized"]).ok();
+}
