@@ -15,6 +15,7 @@ pub mod api {
 }
 
 pub mod client;
+mod config;
 pub mod container;
 pub mod log;
 mod network;

@@ -8,13 +8,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use kata_testkit::cmd::Cmd;
-use kata_testkit::engine::{CgroupParent, Daemon, Release, path, unmount_below};
+use kata_testkit::engine::{CgroupParent, Daemon, Release, unmount_below};
 use kata_testkit::image;
 use kata_testkit::runtime::scratch;
 use tempfile::TempDir;
 
 use crate::api;
 use crate::client::Client;
+use crate::config::{self, Ours};
 use crate::network::Network;
 use crate::pod::{PodSpec, remove_cgroup};
 
@@ -41,8 +42,9 @@ pub struct Node {
     network: Network,
     parent: CgroupParent,
     dir: TempDir,
-    /// The runtime under test is not in the configuration that we write, nor in the PATH: the test sees to it.
-    bare: Option<Release>,
+    release: Release,
+    /// What its configuration says of the runtime under test, which is in its PATH unless it says nothing.
+    ours: Ours,
 }
 
 impl Node {
@@ -51,26 +53,36 @@ impl Node {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Node {
-        Node::prepared(None, |_| {})
+        Node::of(Release::Distribution, None)
     }
 
-    /// Starts one of this release whose configuration file does not have the runtime under test, after `prepare` was given that file. It is
-    /// not written again when containerd is.
+    /// The same of another release, and with another of its ways to make sandboxes of our runtime: `shim` for the
+    /// Sandbox API, which containerd 2 has; `None` for its default.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn of(release: Release, sandboxer: Option<&'static str>) -> Node {
+        Node::prepared(release, Ours::Present(sandboxer), |_| {})
+    }
+
+    /// Starts one whose configuration file does not have the runtime under test, nor its PATH, after `prepare` was given that
+    /// file. It is not written again when containerd is started again.
     ///
     /// # Panics
     /// When it does not come up.
     pub fn start_bare(release: Release, prepare: impl FnOnce(&Path)) -> Node {
-        Node::prepared(Some(release), prepare)
+        Node::prepared(release, Ours::Absent, prepare)
     }
 
-    fn prepared(bare: Option<Release>, prepare: impl FnOnce(&Path)) -> Node {
+    fn prepared(release: Release, ours: Ours, prepare: impl FnOnce(&Path)) -> Node {
         let dir = scratch();
         let parent = CgroupParent(format!("kata-kubepods-{}", std::process::id()));
         let network = Network::configure(dir.path());
         let client = Client::new(&dir.path().join("c.sock"));
-        let mut node = Node { daemon: None, client, network, parent, dir, bare };
+        let mut node = Node { daemon: None, client, network, parent, dir, release, ours };
         let file = node.config_file();
-        fs::write(&file, node.config()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let text = config::containerd(node.dir.path(), release, ours, &node.network.settings());
+        fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         prepare(&file);
         node.launch();
         for archive in [image::pause(), image::busybox()] {
@@ -90,48 +102,21 @@ impl Node {
         self.dir.path().join("config.toml")
     }
 
-    fn config(&self) -> String {
-        let kata = format!(
-            "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\n\
-               runtime_type = {:?}\n  privileged_without_host_devices = true\n\
-               pod_annotations = [\"io.katacontainers.*\"]\n  container_annotations = [\"io.katacontainers.*\"]\n",
-            kata_testkit::engine::CONTAINERD_RUNTIME,
-        );
-        let at = |name: &str| self.dir.path().join(name).display().to_string();
-        // `restrict_oom_score_adj`: pods ask for less than this process may have where it is no full root.
-        format!(
-            "version = 2\nroot = {root:?}\nstate = {state:?}\n\
-             [grpc]\n  address = {socket:?}\n[debug]\n  level = \"debug\"\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = {opt:?}\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = {pause:?}\n  restrict_oom_score_adj = true\n\
-               stats_collect_period = 1\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = \"overlayfs\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
-               runtime_type = \"io.containerd.runc.v2\"\n\
-             {kata}[plugins.\"io.containerd.grpc.v1.cri\".cni]\n{cni}",
-            root = at("root"),
-            state = at("state"),
-            socket = at("c.sock"),
-            opt = at("opt"),
-            pause = image::PAUSE,
-            kata = if self.bare.is_some() { "" } else { &kata },
-            cni = self.network.settings(),
-        )
-    }
-
     fn launch(&mut self) {
-        let mut command = Command::new(self.bare.unwrap_or(Release::Distribution).program("usr/bin/containerd"));
+        let mut command = Command::new(self.release.program("usr/bin/containerd"));
         command.arg("--config").arg(self.config_file());
-        if self.bare.is_none() {
-            command.env("PATH", path());
+        if self.ours != Ours::Absent {
+            command.env("PATH", self.release.path());
         }
         let mut daemon = Daemon::start("containerd", command, self.dir.path().join("log"));
         let socket = self.dir.path().join("c.sock");
         daemon.ready(|| {
             UnixStream::connect(&socket).is_ok()
                 && self.client.status(api::StatusRequest { verbose: false }).is_ok_and(|answer| {
-                    let status = answer.status.unwrap_or_default();
-                    !status.conditions.is_empty() && status.conditions.iter().all(|condition| condition.status)
+                    let conditions = answer.status.unwrap_or_default().conditions;
+                    ["RuntimeReady", "NetworkReady"].iter().all(|&wanted| {
+                        conditions.iter().any(|condition| condition.r#type == wanted && condition.status)
+                    })
                 })
         });
         self.daemon = Some(daemon);
@@ -199,7 +184,12 @@ impl Node {
     /// A command of ctr, in Kubernetes' namespace.
     pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Cmd {
         let socket = self.dir.path().join("c.sock");
-        Cmd::new("/usr/bin/ctr").arg("--address").arg(socket).arg("--namespace").arg(NAMESPACE).args(args)
+        Cmd::new(self.release.program("usr/bin/ctr"))
+            .arg("--address")
+            .arg(socket)
+            .arg("--namespace")
+            .arg(NAMESPACE)
+            .args(args)
     }
 
     /// Fails the test if containerd still has pods, containers, tasks, or directories and mounts of them.

@@ -24,7 +24,7 @@ impl Release {
     }
 
     /// What comes first in the PATH of its daemons: their helpers are of the same release.
-    pub(super) fn path(self) -> String {
+    pub fn path(self) -> String {
         let common = super::path();
         match self {
             Release::Distribution => common,
