@@ -76,17 +76,21 @@ impl Streams {
         resize.send(size.as_bytes()).unwrap_or_else(|e| panic!("telling the terminal's size: {e}"));
     }
 
+    /// Whether its stdout has this, now or soon.
+    pub fn said(&self, text: &str, within: Duration) -> bool {
+        let has = |received: &Received| String::from_utf8_lossy(&received.bytes).contains(text);
+        has(&self.stdout.until(within, has))
+    }
+
     /// Waits until its stdout has this.
     ///
     /// # Panics
     /// When it has not in time.
     pub fn says(&self, text: &str, within: Duration) {
-        let has = |received: &Received| String::from_utf8_lossy(&received.bytes).contains(text);
-        let received = self.stdout.until(within, has);
         assert!(
-            has(&received),
+            self.said(text, within),
             "no {text:?} in {:?}; the server says {:?}",
-            String::from_utf8_lossy(&received.bytes),
+            String::from_utf8_lossy(&self.stdout.received().bytes),
             String::from_utf8_lossy(&self.error.received().bytes)
         );
     }

@@ -120,21 +120,26 @@ fn attach_is_the_containers_own_streams() {
     let one = main.attach(false);
     one.write(b"first\n");
     one.says("<first>", SOON);
-    // A second watcher sees what the first one causes.
+    // A second watcher sees what the first one causes, from when it is there.
     let two = main.attach(false);
-    one.write(b"second\n");
-    one.says("<second>", SOON);
-    two.says("<second>", SOON);
+    let mut pokes = 0;
+    wait::until("line of the first watcher's at the second", SOON, || {
+        one.write(b"poke\n");
+        pokes += 1;
+        two.said("<poke>", Duration::from_millis(200)).then_some(())
+    });
     drop(two);
     // `stdin_once`: with the first client's input the container's own ends.
     one.close_stdin();
     assert_eq!(main.ends(SOON).exit_code, 6);
     let ended = one.end(SOON);
     let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-    assert!(out.ends_with("<second>\nend\n") && err == "e first\ne second\n", "{out:?}, {err:?}");
+    let (wanted_out, wanted_err) =
+        ("<poke>\n".repeat(pokes) + "end\n", "e first\n".to_owned() + &"e poke\n".repeat(pokes));
+    assert!(out.ends_with(&wanted_out) && err == wanted_err, "{out:?}, {err:?}");
     // The log has all of it.
     let log = main.log();
-    assert_eq!((log.stdout.as_str(), log.stderr.as_str()), ("begun\n<first>\n<second>\nend\n", "e first\ne second\n"));
+    assert_eq!((log.stdout, log.stderr), (format!("begun\n<first>\n{wanted_out}"), wanted_err));
 
     let shell = pod.container("shell").sh("exec sh").with(|config| (config.stdin, config.tty) = (true, true)).start();
     let attached = shell.attach(true);
