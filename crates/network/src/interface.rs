@@ -109,6 +109,8 @@ pub struct Route {
     pub scope: u8,
     /// `RTNH_F_*`, of those that a user sets: `RTNH_F_ONLINK`.
     pub flags: u32,
+    /// Which of several to one destination counts: the least. 0: none was given.
+    pub metric: u32,
     /// The MTU of the way, in bytes, if it has one of its own.
     pub mtu: Option<u32>,
 }
@@ -133,8 +135,7 @@ pub struct Neighbour {
 pub struct Found {
     /// By number.
     pub interfaces: Vec<Interface>,
-    /// Those to neighbours first: a gateway must be reachable before it is named. One for each destination, the one that the
-    /// kernel prefers.
+    /// Those to neighbours first: a gateway must be reachable before it is named.
     pub routes: Vec<Route>,
     /// As the kernel lists them.
     pub neighbours: Vec<Neighbour>,

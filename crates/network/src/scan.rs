@@ -137,18 +137,13 @@ fn link_local(mac: MacAddr) -> Ipv6Addr {
 }
 
 fn routes(names: &HashMap<u32, &str>, all: Vec<Message>) -> Vec<Route> {
-    let mut found: Vec<(u32, Route)> = all.into_iter().filter_map(|m| route(names, m)).collect();
-    // What the kernel prefers first. The agent's protocol knows no metric: a second route to the same place would only
-    // be in the way.
-    found.sort_by_key(|(metric, _)| *metric);
-    let mut seen = HashSet::new();
-    found.retain(|(_, r)| seen.insert((r.v6, r.destination.map(|d| (d.ip, d.prefix)))));
-    found.sort_by_key(|(_, r)| (r.gateway.is_some(), r.destination.is_none()));
-    found.into_iter().map(|(_, route)| route).collect()
+    let mut found: Vec<Route> = all.into_iter().filter_map(|m| route(names, m)).collect();
+    found.sort_by_key(|r| (r.gateway.is_some(), r.destination.is_none(), r.metric));
+    found
 }
 
-/// A route that somebody has set, with its metric. What the kernel made, the guest's makes with the addresses.
-fn route(names: &HashMap<u32, &str>, message: Message) -> Option<(u32, Route)> {
+/// A route that somebody has set. What the kernel made, the guest's makes with the addresses.
+fn route(names: &HashMap<u32, &str>, message: Message) -> Option<Route> {
     let Message::NewRoute(message) = message else { return None };
     let header = &message.header;
     let ordinary = header.kind == RouteType::Unicast
@@ -158,7 +153,6 @@ fn route(names: &HashMap<u32, &str>, message: Message) -> Option<(u32, Route)> {
         return None;
     }
     let v6 = header.address_family == netlink_packet_route::AddressFamily::Inet6;
-    let mut metric = 0;
     let (mut oif, mut table) = (None, u32::from(header.table));
     let mut found = Route {
         interface: String::new(),
@@ -168,6 +162,7 @@ fn route(names: &HashMap<u32, &str>, message: Message) -> Option<(u32, Route)> {
         source: None,
         scope: header.scope.into(),
         flags: 0,
+        metric: 0,
         mtu: None,
     };
     if header.flags.contains(RouteFlags::Onlink) {
@@ -177,7 +172,7 @@ fn route(names: &HashMap<u32, &str>, message: Message) -> Option<(u32, Route)> {
         match attribute {
             RouteAttribute::Table(t) => table = *t,
             RouteAttribute::Oif(index) => oif = Some(*index),
-            RouteAttribute::Priority(p) => metric = *p,
+            RouteAttribute::Priority(p) => found.metric = *p,
             RouteAttribute::Destination(to) => {
                 found.destination = ip(to).map(|ip| Address { ip, prefix: header.destination_prefix_length });
             }
@@ -205,7 +200,7 @@ fn route(names: &HashMap<u32, &str>, message: Message) -> Option<(u32, Route)> {
         return None;
     }
     found.interface = (*names.get(&oif?)?).to_owned();
-    Some((metric, found))
+    Some(found)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

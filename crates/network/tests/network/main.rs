@@ -153,17 +153,18 @@ fn what_is_there_is_found() {
         .map(|r| {
             let to = r.destination.map_or("default".to_owned(), |d| format!("{}/{}", d.ip, d.prefix));
             let via = r.gateway.map_or(String::new(), |g| format!(" via {g}"));
-            let rest = (r.scope, r.flags, r.mtu.unwrap_or(0));
+            let rest = (r.scope, r.flags, r.metric, r.mtu.unwrap_or(0));
             format!("{to}{via} dev {} {rest:?}", r.interface)
         })
         .collect();
     assert_eq!(
         routes,
         [
-            "169.254.1.1/32 dev eth0 (253, 0, 0)",
-            "10.9.0.0/16 via 169.254.1.1 dev eth0 (0, 4, 1300)",
-            "default via 10.1.2.1 dev eth0 (0, 0, 0)",
-            "default via fd00::1 dev eth0 (0, 0, 0)",
+            "169.254.1.1/32 dev eth0 (253, 0, 0, 0)",
+            "10.9.0.0/16 via 169.254.1.1 dev eth0 (0, 4, 0, 1300)",
+            "default via 10.1.2.1 dev eth0 (0, 0, 0, 0)",
+            "default via 10.1.2.9 dev eth0 (0, 0, 50, 0)",
+            "default via fd00::1 dev eth0 (0, 0, 1024, 0)",
         ]
     );
     let neighbours: Vec<String> =

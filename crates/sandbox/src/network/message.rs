@@ -77,6 +77,7 @@ fn route(r: &Route) -> types::Route {
     out.scope = r.scope.into();
     out.family = family(r.v6);
     out.flags = r.flags;
+    out.metric = r.metric;
     out.mtu = r.mtu.unwrap_or(0);
     out
 }
@@ -123,11 +124,12 @@ mod tests {
             source: None,
             scope: 0,
             flags: 4,
+            metric: 50,
             mtu: Some(1400),
         };
         let got = routes(&[r]).routes.unwrap().Routes.remove(0);
         assert_eq!((got.dest.as_str(), got.gateway.as_str(), got.device.as_str()), ("", "fd00::1", "eth0"));
-        assert_eq!((got.family.unwrap(), got.flags, got.mtu), (types::IPFamily::v6, 4, 1400));
+        assert_eq!((got.family.unwrap(), got.flags, got.metric, got.mtu), (types::IPFamily::v6, 4, 50, 1400));
         let n = Neighbour {
             interface: "eth0".into(),
             ip: "10.0.0.1".parse().unwrap(),
