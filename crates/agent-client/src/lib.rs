@@ -8,7 +8,7 @@ mod calls;
 mod connect;
 mod mux;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -93,6 +93,20 @@ impl AgentClient {
     /// [`ConnectError`] when the connection to the agent is over, or ends meanwhile.
     pub async fn dial(&self, to: SocketAddr) -> Result<Option<AgentStream>, ConnectError> {
         let mut stream = self.streams.open(&kata_proto::channel::StreamHeader::Dial { to }).await?;
+        match stream.read_u8().await {
+            Ok(kata_proto::channel::DIALLED) => Ok(Some(stream)),
+            Ok(_) => Ok(None),
+            Err(_) => Err(ConnectError::Closed),
+        }
+    }
+
+    /// Has the guest answer for the name server at this address of the host; the stream carries questions and answers
+    /// ([`kata_proto::names`]). `None`: it cannot listen there.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the connection to the agent is over, or ends meanwhile.
+    pub async fn names(&self, at: IpAddr) -> Result<Option<AgentStream>, ConnectError> {
+        let mut stream = self.streams.open(&kata_proto::channel::StreamHeader::Names { at }).await?;
         match stream.read_u8().await {
             Ok(kata_proto::channel::DIALLED) => Ok(Some(stream)),
             Ok(_) => Ok(None),

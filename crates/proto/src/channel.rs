@@ -163,6 +163,8 @@ impl Stdio {
 
 /// The kind of a [`StreamHeader::Dial`]; some are kept free before it.
 const DIAL: u8 = 8;
+/// The kind of a [`StreamHeader::Names`].
+const NAMES: u8 = 9;
 
 /// What a stream is for; the first bytes of each stream. Layout: `'K'`, version 1, kind, 0, payload length
 /// (u16, big endian), payload.
@@ -187,6 +189,13 @@ pub enum StreamHeader {
         /// Whom to call. For an address of the loopback device the other family's is tried as well, as nothing tells for
         /// which of them "localhost" stands.
         to: SocketAddr,
+    },
+    /// Questions for the host's name server at this address of the loopback device, for which the agent answers in the guest
+    /// ([`crate::names`]). Its first byte comes from the guest: [`DIALLED`] when it listens there, [`NOT_DIALLED`] and the end
+    /// when it cannot.
+    Names {
+        /// Where it listens, port 53.
+        at: IpAddr,
     },
     /// The debug console, both ways, as text. With a command: that one, without prompts; empty: what the host types.
     Console {
@@ -233,6 +242,10 @@ impl StreamHeader {
                 }
                 (DIAL, p)
             }
+            StreamHeader::Names { at } => match at {
+                IpAddr::V4(ip) => (NAMES, ip.octets().to_vec()),
+                IpAddr::V6(ip) => (NAMES, ip.octets().to_vec()),
+            },
             StreamHeader::Console { command } => (3, command.as_bytes().to_vec()),
         };
         let mut out = vec![b'K', 1, kind, 0];
@@ -274,14 +287,18 @@ impl StreamHeader {
                 rest.is_empty().then_some(StreamHeader::Stdio { container, exec, stream })
             }
             (DIAL, [hi, lo, ip @ ..]) => {
-                let ip: IpAddr = match ip.len() {
-                    4 => <[u8; 4]>::try_from(ip).ok()?.into(),
-                    _ => <[u8; 16]>::try_from(ip).ok()?.into(),
-                };
-                Some(StreamHeader::Dial { to: (ip, u16::from_be_bytes([*hi, *lo])).into() })
+                Some(StreamHeader::Dial { to: (address(ip)?, u16::from_be_bytes([*hi, *lo])).into() })
             }
+            (NAMES, ip) => Some(StreamHeader::Names { at: address(ip)? }),
             _ => None,
         }
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
+        _ => Some(<[u8; 16]>::try_from(bytes).ok()?.into()),
     }
 }
 
@@ -353,6 +370,8 @@ mod tests {
                 StreamHeader::Stdio { container: "c1".into(), exec: "e".into(), stream: Stdio::In },
                 StreamHeader::Dial { to: ([127, 0, 0, 1], 8080).into() },
                 StreamHeader::Dial { to: "[fd00::1]:443".parse().unwrap() },
+                StreamHeader::Names { at: [127, 0, 0, 11].into() },
+                StreamHeader::Names { at: "::1".parse().unwrap() },
             ] {
                 let mut bytes = h.encode();
                 bytes.extend(b"rest");
@@ -365,6 +384,7 @@ mod tests {
                 b"X\x01\x00\x00\x00\x00",
                 b"K\x01\x01\x00\x00\x03\x00\x00\xff",
                 b"K\x01\x08\x00\x00\x05\x00\x50\x7f\x00\x00",
+                b"K\x01\x09\x00\x00\x03\x7f\x00\x00",
                 b"K\x01\x03\x00\x00\x01\xff",
             ] {
                 let mut io = bad;

@@ -4,6 +4,7 @@
 //! ours alone has field numbers from 100 on.
 
 pub mod channel;
+pub mod names;
 
 /// Generated from `protos/`.
 #[allow(clippy::all, missing_docs, rustdoc::all)]

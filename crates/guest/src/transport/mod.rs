@@ -6,11 +6,13 @@
 //! vsock 1028 ────────────────────────────────┘                   Stdio: a process's pump
 //! vsock 1024 ────────────────────────────────────────────────>   Log: the log
 //!                                                                Dial: a connection in the guest
+//!                                                                Names: questions for a name server of the host's
 //!                                                                Console: the debug console
 //! ```
 
 mod dial;
 pub mod mux;
+mod names;
 pub mod rpc;
 pub mod serial;
 pub mod unix;
@@ -107,6 +109,7 @@ impl Dispatcher {
             }
             StreamHeader::Log => logger::stream_to(stream, session.over()).await,
             StreamHeader::Dial { to } => dial::call(stream, to, session.over()).await,
+            StreamHeader::Names { at } => names::serve(stream, at, session.over()).await,
             StreamHeader::Console { command } => self.console.serve(stream, &command).await,
         }
     }

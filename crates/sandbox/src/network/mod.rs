@@ -12,6 +12,8 @@
 //!        ──> routes, neighbours, if they differ:               UpdateRoutes, AddARPNeighbors
 //! ```
 //!
+//! The name server that docker keeps in that namespace is answered for in the guest (`names`).
+//!
 //! Engines find the namespace of a container through the pid that stands for it. Therefore the daemon's main thread, and
 //! with it `/proc/PID/ns/net`, is in the namespace from before the daemon serves, and so are its kata-shims.
 
@@ -20,6 +22,7 @@ mod error;
 mod follow;
 mod forward;
 mod message;
+mod names;
 mod sync;
 
 pub use choose::Joined;

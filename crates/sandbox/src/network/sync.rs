@@ -1,5 +1,7 @@
 //! Giving the guest what is in the namespace.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
@@ -10,7 +12,7 @@ use kata_network::{
 };
 use kata_vmm::{Device, DeviceError, DeviceId, GuestAddr};
 
-use super::{Joined, NetworkError, NetworkRecord, message};
+use super::{Joined, NetworkError, NetworkRecord, message, names};
 use crate::machine::Machine;
 
 /// A sandbox's network and what of it the guest has.
@@ -19,9 +21,22 @@ pub(crate) struct Network {
     model: Model,
     vhost: bool,
     cards: Vec<Card>,
+    /// The resolv.conf of the first container, which the engine may rewrite.
+    resolv_conf: Option<PathBuf>,
+    /// The name server that is answered for in the guest, by a task that goes with this.
+    names: Option<(IpAddr, AbortOnDrop)>,
     /// What the guest was told last.
     routes: Vec<Route>,
     neighbours: Vec<Neighbour>,
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// An interface that is a card of the VM's.
@@ -51,11 +66,33 @@ impl Network {
             InternetworkingModel::None => Model::None,
         };
         let vhost = !config.hypervisor.qemu.disable_vhost_net && kata_network::vhost_available();
-        Network { joined, model, vhost, cards: Vec::new(), routes: Vec::new(), neighbours: Vec::new() }
+        Network {
+            joined,
+            model,
+            vhost,
+            cards: Vec::new(),
+            resolv_conf: None,
+            names: None,
+            routes: Vec::new(),
+            neighbours: Vec::new(),
+        }
     }
 
     pub(crate) fn netns(&self) -> &Netns {
         &self.joined.netns
+    }
+
+    /// What the sandbox's containers look names up with, on the host.
+    pub(crate) fn set_resolv_conf(&mut self, path: Option<PathBuf>) {
+        self.resolv_conf = self.resolv_conf.take().or(path);
+    }
+
+    /// Has a name server answered for in the guest, if the engine keeps one where the guest cannot reach it.
+    pub(crate) fn answer_names(&mut self, agent: &AgentClient) {
+        let Some(at) = self.resolv_conf.as_deref().and_then(names::on_loopback) else { return };
+        if self.names.as_ref().is_none_or(|(now, task)| *now != at || task.0.is_finished()) {
+            self.names = Some((at, AbortOnDrop(tokio::spawn(names::serve(agent.clone(), at)))));
+        }
     }
 
     /// Where hooks run.
@@ -203,6 +240,7 @@ impl Network {
 
     /// Takes the redirections off the engine's interfaces; the cards went with the VM.
     pub(crate) fn tidy(&mut self) {
+        self.names = None;
         for card in self.cards.drain(..) {
             if let Err(err) = detach(&self.joined.netns, &card.attachment) {
                 tracing::warn!("{err}");

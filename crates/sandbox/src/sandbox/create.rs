@@ -217,6 +217,7 @@ impl Sandbox {
         (request.storages, request.devices) = (storages, devices);
         request.stdio_streams = stdio.streams;
         let agent = machine.agent.clone();
+        self.look_names_up_with(spec).await;
         // At once: the guest has work to do for either.
         let (created, connected) = tokio::join!(agent.calls().create_container(request), self.sync_with(machine));
         created?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kata_agent_client::AgentClient;
 use kata_network::Watch;
-use kata_oci::{Hook, State};
+use kata_oci::{Hook, Spec, State};
 use tokio::sync::watch;
 
 use super::{MachineState, Sandbox};
@@ -45,8 +45,11 @@ impl Sandbox {
     /// The same, without waiting for the machine where nothing has changed.
     pub(super) async fn sync_network_if_changed(&self) -> Result<(), SandboxError> {
         let Some(network) = &self.network else { return Ok(()) };
-        if network.lock().await.is_behind()? {
+        let behind = network.lock().await.is_behind()?;
+        if behind {
             self.sync_network().await?;
+        } else if let Ok(agent) = self.agent() {
+            network.lock().await.answer_names(&agent);
         }
         Ok(())
     }
@@ -55,11 +58,19 @@ impl Sandbox {
         let Some(network) = &self.network else { return Ok(false) };
         let mut network = network.lock().await;
         let done = network.sync(machine).await;
+        network.answer_names(&machine.agent);
         if !matches!(done, Ok(false)) {
             let record = network.record();
             self.save(|s| s.network = record)?;
         }
         Ok(done?)
+    }
+
+    /// Tells the network where the sandbox's containers find their name servers.
+    pub(super) async fn look_names_up_with(&self, spec: &Spec) {
+        let Some(network) = &self.network else { return };
+        let mount = spec.mounts.iter().find(|m| m.destination == "/etc/resolv.conf");
+        network.lock().await.set_resolv_conf(mount.map(|m| m.source.clone().into()));
     }
 
     /// Takes back what was done to the engine's interfaces, after the machine has gone.

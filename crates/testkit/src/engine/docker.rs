@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{CgroupParent, Daemon, Release, unmount_below};
+use super::{CgroupParent, Daemon, HostNetwork, Release, unmount_below};
 use crate::cmd::Cmd;
 use crate::image;
 use crate::runtime::{scratch, stage};
@@ -18,6 +18,8 @@ pub struct Docker {
     parent: CgroupParent,
     dir: TempDir,
     release: Release,
+    /// What is the host's network to it; `None`: it has no networks.
+    network: Option<HostNetwork>,
 }
 
 impl Docker {
@@ -35,22 +37,36 @@ impl Docker {
     /// # Panics
     /// When it does not come up.
     pub fn of(release: Release) -> Docker {
+        Docker::with(release, None)
+    }
+
+    /// One with networks: its bridges and ports are in a network of their own, not in the host's.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn networked(release: Release) -> Docker {
+        Docker::with(release, Some(HostNetwork::new()))
+    }
+
+    fn with(release: Release, network: Option<HostNetwork>) -> Docker {
         let parent = CgroupParent(format!("kata-docker-{}", std::process::id()));
-        let mut this = Docker { daemon: None, parent, dir: scratch(), release };
+        let mut this = Docker { daemon: None, parent, dir: scratch(), release, network };
         let at = |name: &str| this.dir.path().join(name);
-        let mut command = Command::new(release.program("usr/sbin/dockerd"));
+        let program = release.program("usr/sbin/dockerd");
+        let mut command = match &this.network {
+            Some(network) => network.command(program),
+            None => Command::new(program),
+        };
         command.env("PATH", release.path()).env("HOME", this.dir.path());
         command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
         command.arg("--host").arg(this.host()).arg("--config-file").arg(at("daemon.json"));
         command.arg("--cgroup-parent").arg(format!("/{}", this.parent.0));
-        // Networks are not what these tests are about; without them nothing of the host's is touched.
-        command.args([
-            "--bridge=none",
-            "--iptables=false",
-            "--ip6tables=false",
-            "--ip-forward=false",
-            "--ip-masq=false",
-        ]);
+        if this.network.is_none() {
+            // Nothing of the host's is touched.
+            let none =
+                ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"];
+            command.args(none);
+        }
         let kata = match release {
             Release::Distribution => serde_json::json!({ "path": stage().join("bin/kata-runtime") }),
             Release::Newer => serde_json::json!({ "runtimeType": super::containerd::RUNTIME }),
@@ -88,6 +104,20 @@ impl Docker {
     /// The same with another runtime, to see what this docker does with it.
     pub fn run_with<S: AsRef<OsStr>>(&self, runtime: &str, flags: impl IntoIterator<Item = S>) -> Cmd {
         self.docker(["run", "--runtime", runtime, "--network", "none"]).args(flags)
+    }
+
+    /// `docker run` of our runtime with more flags, in the default network if they name none.
+    pub fn run_connected<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
+        self.docker(["run", "--runtime", "kata"]).args(flags)
+    }
+
+    /// A command where docker publishes ports.
+    ///
+    /// # Panics
+    /// When this docker has no networks.
+    pub fn on_host<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
+        let network = self.network.as_ref().unwrap_or_else(|| panic!("this docker was started without networks"));
+        network.run(program, args)
     }
 
     /// A place for the test's own files.

@@ -2,6 +2,7 @@
 
 mod containerd;
 mod docker;
+mod network;
 mod podman;
 mod release;
 
@@ -17,6 +18,7 @@ use nix::unistd::Pid;
 
 pub use containerd::{Containerd, RUNTIME as CONTAINERD_RUNTIME};
 pub use docker::Docker;
+pub use network::HostNetwork;
 pub use podman::Podman;
 pub use release::Release;
 
