@@ -79,7 +79,7 @@ fn end(runtime: &Runtime, id: &str) {
 fn statistics_and_out_of_memory_kills_reach_containerd() {
     let _leaks = Guard::new();
     let containerd = Containerd::start();
-    let mut events = containerd.ctr(["events"]).deadline(Duration::from_secs(240)).start();
+    let events = containerd.ctr(["events"]).deadline(Duration::from_secs(240)).start();
     let script = "while [ ! -e /tmp/go ]; do sleep 0.1; done; dd if=/dev/zero of=/tmp/f bs=1M count=4 2>/dev/null; \
                   tail /dev/zero; while :; do sleep 0.1; done";
     let run =
