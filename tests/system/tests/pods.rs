@@ -52,7 +52,7 @@ fn a_podman_pod_is_one_machine_whose_containers_share_localhost() {
         let run = podman.run_in("pod", ["--detach", "--name", name, BUSYBOX, "sh", "-c", script]);
         run.output_to(&podman.file(&format!("{name}.log"))).ok();
     };
-    member("server", "echo hello from the server > /dev/shm/x; exec nc -lk -p 8080 -s 127.0.0.1 -e cat /dev/shm/x");
+    member("server", "echo hello from the server > /dev/shm/x; exec nc -ll -p 8080 -e cat /dev/shm/x");
     member("client", "exec sleep 1000");
     let ids = [id(&podman, "server"), id(&podman, "client")];
     assert_eq!(machines(&[&ids[0], &ids[1]]).len(), 1, "one VM for both");
