@@ -23,6 +23,7 @@ mod error;
 mod interface;
 mod localhost;
 mod macvtap;
+mod names;
 mod netlink;
 mod netns;
 mod nft;
@@ -34,6 +35,7 @@ pub use attach::{Attach, Attached, Attachment, Model, attach, detach, vhost_avai
 pub use error::{AttachError, ScanError};
 pub use interface::{Address, Found, Interface, Kind, Neighbour, Route};
 pub use localhost::{Localhost, LocalhostError, refuse};
+pub use names::hear_name_servers;
 pub use netns::{Claim, Netns, NetnsError};
 pub use scan::scan;
 pub use watch::Watch;

@@ -5,13 +5,14 @@ mod support;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use kata_network::{
-    Address, AttachError, Attachment, Kind, Model, Netns, NetnsError, Watch, attach, detach, scan, vhost_available,
+    Address, AttachError, Attachment, Kind, Model, Netns, NetnsError, Watch, attach, detach, hear_name_servers, scan,
+    vhost_available,
 };
 use kata_testkit::harness::{self, block_on};
 use support::*;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             ("what_is_there_is_found", what_is_there_is_found),
             ("frames_pass_both_ways", frames_pass_both_ways),
             ("the_hosts_own_stack_is_silent", the_hosts_own_stack_is_silent),
+            ("the_host_hears_name_servers_if_it_is_to", the_host_hears_name_servers_if_it_is_to),
             ("many_queues", many_queues),
             ("large_frames", large_frames),
             ("detaching_is_thorough_and_idempotent", detaching_is_thorough_and_idempotent),
@@ -64,13 +66,21 @@ fn namespaces_are_told_apart() {
     let there = new.run(|| Netns::current().unwrap()).unwrap();
     assert!(there.is(&new) && Netns::current().unwrap().is(&host));
 
-    // Bound to a place, as `ip netns` and CNI's engines do.
-    let name = format!("kata-bound-{}", std::process::id());
-    let ip = |verb: &str| std::process::Command::new("ip").args(["netns", verb, &name]).status().unwrap();
-    assert!(ip("add").success());
-    let bound = Netns::open(&Path::new("/run/netns").join(&name));
-    assert!(ip("delete").success());
-    assert!(!bound.unwrap().is(&host));
+    // By a name, as engines keep them: mounted somewhere. Here nobody else sees it.
+    std::thread::scope(|scope| {
+        let named = scope.spawn(|| {
+            use nix::mount::{MsFlags, mount};
+            use nix::sched::{CloneFlags, unshare};
+            let none = None::<&str>;
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            std::fs::write("/mnt/name", "").unwrap();
+            mount(Some(&path(&new)), "/mnt/name", none, MsFlags::MS_BIND, none).unwrap();
+            Netns::open(Path::new("/mnt/name")).unwrap().is(&new)
+        });
+        assert!(named.join().unwrap());
+    });
 
     let missing = Netns::open(Path::new("/run/netns/none-of-this-name")).unwrap_err().to_string();
     assert!(missing.contains("/run/netns/none-of-this-name") && missing.contains("No such file"), "{missing}");
@@ -217,6 +227,45 @@ fn the_hosts_own_stack_is_silent() {
     send(&b, 0, &question);
     assert_eq!(receive(&a, ARP, SOON).as_deref(), Some(&question[..]));
     assert_eq!(receive(&b, ARP, NEVER), None);
+}
+
+/// Answers of name servers to the host's ports, and ARP; nothing else.
+fn the_host_hears_name_servers_if_it_is_to() {
+    if !root() {
+        return;
+    }
+    let (inside, outside) = pair();
+    for (netns, address) in [(&inside, "10.1.2.3/24"), (&outside, "10.1.2.1/24")] {
+        ip(netns, &format!("addr add {address} dev eth0"));
+    }
+    let a = connect(&inside, Model::Tcfilter, 1);
+    // A server of names, and one of something else.
+    let server = |port: u16| outside.run(|| UdpSocket::bind(("10.1.2.1", port)).unwrap()).unwrap();
+    let servers = [server(53), server(54)];
+    let ask = |port: u16| {
+        let client = inside.run(|| UdpSocket::bind("10.1.2.3:0").unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        client.send_to(b"who?", ("10.1.2.1", port)).unwrap();
+        let server = &servers[usize::from(port - 53)];
+        server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut buffer = [0; 10];
+        let port = client.local_addr().unwrap().port();
+        // An earlier question may have waited for ARP.
+        while server.recv_from(&mut buffer).ok()?.1.port() != port {}
+        server.send_to(b"me", ("10.1.2.3", port)).unwrap();
+        client.recv(&mut buffer).is_ok().then_some(port)
+    };
+    assert_eq!(ask(53), None, "without being told, the host hears nothing");
+    hear_name_servers(&inside, &a.attachment).unwrap();
+    assert!(ask(53).is_some_and(|port| port >= 61_440));
+    assert_eq!(ask(54), None);
+    // The guest hears ARP as well.
+    let outer = connect(&outside, Model::Tcfilter, 1);
+    let question = frame([0xff; 6], OUT, ARP, &[0; 28]);
+    send(&outer, 0, &question);
+    assert!(std::iter::from_fn(|| receive(&a, ARP, SOON)).any(|frame| frame == question));
+    detach(&inside, &a.attachment).unwrap();
+    assert!(!run(&inside, "tc qdisc show dev eth0").1.contains("ingress"));
 }
 
 fn many_queues() {

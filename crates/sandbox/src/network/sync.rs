@@ -8,7 +8,8 @@ use futures::future::try_join_all;
 use kata_agent_client::AgentClient;
 use kata_config::{Config, InternetworkingModel};
 use kata_network::{
-    Attach, Attached, Attachment, Found, Interface, Model, Neighbour, Netns, Route, attach, detach, scan,
+    Attach, Attached, Attachment, Found, Interface, Model, Neighbour, Netns, Route, attach, detach, hear_name_servers,
+    scan,
 };
 use kata_vmm::{Device, DeviceError, DeviceId, GuestAddr};
 
@@ -48,6 +49,8 @@ struct Card {
     id: DeviceId,
     /// Where the guest finds it.
     pci: String,
+    /// The host hears name servers through it, or cannot.
+    hears: bool,
     attachment: Attachment,
 }
 
@@ -92,6 +95,13 @@ impl Network {
         let Some(at) = self.resolv_conf.as_deref().and_then(names::on_loopback) else { return };
         if self.names.as_ref().is_none_or(|(now, task)| *now != at || task.0.is_finished()) {
             self.names = Some((at, AbortOnDrop(tokio::spawn(names::serve(agent.clone(), at)))));
+        }
+        // What that server does not know it asks others, from the namespace.
+        for card in self.cards.iter_mut().filter(|c| !c.hears) {
+            card.hears = true;
+            if let Err(err) = hear_name_servers(&self.joined.netns, &card.attachment) {
+                tracing::warn!("names of other networks may not be found: {err}");
+            }
         }
     }
 
@@ -187,7 +197,7 @@ impl Network {
         match plugged {
             Ok(pci) => {
                 tracing::info!(interface, %mac, queues = count, vhost = self.vhost, "an interface is plugged");
-                self.cards.push(Card { told: None, slot, id, pci, attachment });
+                self.cards.push(Card { told: None, slot, id, pci, hears: false, attachment });
                 Ok(true)
             }
             Err(source) => {
