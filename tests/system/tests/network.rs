@@ -43,7 +43,7 @@ fn succeeds(docker: &Docker, name: &str, script: &str) -> bool {
 /// What a page is, once somebody answers.
 fn fetched(docker: &Docker, name: &str, url: &str) -> String {
     wait::until(url, SOON, || {
-        let out = docker.docker(["exec", name, "wget", "-q", "-T", "3", "-O", "-", url]).run();
+        let out = docker.docker(["exec", name, "timeout", "5", "wget", "-q", "-O", "-", url]).run();
         out.status.is_some_and(|s| s.success()).then(|| out.out())
     })
 }
@@ -134,7 +134,7 @@ fn networks_come_and_go_while_it_runs() {
     detached(&docker, "client", &[], "exec sleep 1000");
     let address = docker.inspect("web", "{{.NetworkSettings.Networks.later.IPAddress}}");
     let url = format!("http://{address}/");
-    assert!(!succeeds(&docker, "client", &format!("wget -q -T 3 -O - {url}")), "networks are apart");
+    assert!(!succeeds(&docker, "client", &format!("timeout 5 wget -q -O - {url}")), "networks are apart");
     for round in 1..=2 {
         docker.docker(["network", "connect", "later", "client"]).ok();
         assert_eq!(fetched(&docker, "client", &url), "I am web", "round {round}");
