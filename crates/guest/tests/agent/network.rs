@@ -125,7 +125,9 @@ async fn interfaces(host: &Host) {
         let (code, text) = update(host, placed).await.unwrap_err();
         assert!(code == ttrpc::Code::UNIMPLEMENTED && text.contains("PCI path 0a"), "{code:?} {text}");
     }
+    let begun = Instant::now();
     let is = update(host, first.clone()).await.unwrap();
+    println!("    an interface is set up in {:?}", begun.elapsed());
     assert_eq!((is.name.as_str(), is.hwAddr.as_str(), is.mtu), ("eth0", MACS[0], 1400));
     assert_eq!(addresses(&is), ["10.7.0.2/24", "10.7.0.3/24", "fd07::2/64"]);
     assert!(is.raw_flags & libc_up() != 0, "{is:?}");
@@ -250,7 +252,9 @@ async fn routes(host: &Host) {
         "fd09::/48 fe80::9 eth0  0 0 0 1024",
         "fd0a::/64  eth1  0 0 0 9",
     ];
+    let begun = Instant::now();
     let made = set_routes(host, wanted_routes()).await.unwrap();
+    println!("    ten routes are set in {:?}", begun.elapsed());
     assert_eq!(told(&made), expected, "{made:?}");
     let connected = |list: &[Route]| {
         list.iter().any(|r| r.dest == "10.7.0.0/24" && r.source == "10.7.0.2")
