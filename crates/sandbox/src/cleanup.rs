@@ -1,14 +1,14 @@
 //! Removing what a sandbox left behind, from its state file alone: after any crash, at any point.
 
-use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kata_vmm::spawn::kill_recorded;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::hostcgroup::HostCgroup;
@@ -17,6 +17,9 @@ use crate::state::{ProcessRecord, StateError, StateFile};
 
 /// How long killed processes may take to go.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How long somebody else's clean-up of the same sandbox may take: of several containers, one after the other.
+const TURN_WITHIN: Duration = Duration::from_secs(15);
+const TURN_STEP: Duration = Duration::from_millis(5);
 
 /// Why something is left.
 #[derive(Debug, Error)]
@@ -29,9 +32,14 @@ pub enum CleanupError {
         /// How that is known.
         source: io::Error,
     },
-    /// Others that clean up.
-    #[error("cannot wait for others that clean up after the sandbox: {0}")]
-    Lock(#[source] io::Error),
+    /// Others clean up there and do not come to an end.
+    #[error("cannot lock {dir}, in which another process cleans up: {source}")]
+    Turn {
+        /// The sandbox's.
+        dir: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The state file of what is kept.
     #[error(transparent)]
     State(#[from] StateError),
@@ -77,22 +85,12 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
 }
 
 /// Removes what a dead sandbox left of one of its containers. What the others still need is kept (how they ended, their hooks);
-/// with the last of them everything goes, as by [`cleanup`].
+/// with the last of them everything goes, as by [`cleanup`]. An engine asks for all of them at once: one after the other.
 ///
 /// # Errors
 /// [`CleanupError`].
 pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -> Result<Remains, CleanupError> {
-    // Engines remove a dead pod's containers all at once: each must find what the last has left. The lock is the directory's, and
-    // ends with this function.
-    let dir = File::open(run_dir);
-    if let Ok(dir) = &dir {
-        rustix::fs::flock(dir, FlockOperation::LockExclusive).map_err(|e| CleanupError::Lock(e.into()))?;
-        let same = |there: Metadata| dir.metadata().is_ok_and(|d| (d.dev(), d.ino()) == (there.dev(), there.ino()));
-        if !std::fs::metadata(run_dir).is_ok_and(same) {
-            // The last one has removed it. What is there now, if anything, is another sandbox's.
-            return Ok(Remains::default());
-        }
-    }
+    let _turn = turn(run_dir)?;
     let Ok(Some(mut state)) = StateFile::load(run_dir) else { return cleanup(run_dir, cgroups_path) };
     let before = state.clone();
     state.containers.remove(id);
@@ -103,6 +101,34 @@ pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -
     // The others' shims have told already, or tell now, that their sandbox is gone.
     state.save(run_dir)?;
     Ok(Remains { state: Some(before), damaged: None })
+}
+
+/// Waits for our turn in this directory, and keeps it as long as what is returned; `None`: there is no such directory.
+fn turn(run_dir: &Path) -> Result<Option<OwnedFd>, CleanupError> {
+    let failed = |source: Errno| CleanupError::Turn { dir: run_dir.to_owned(), source: source.into() };
+    let deadline = Instant::now() + TURN_WITHIN;
+    loop {
+        let dir = match rustix::fs::open(run_dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                // Whoever had it before may have removed it, and somebody else made another.
+                let inode = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+                let ours = rustix::fs::fstat(&dir).map(inode).map_err(failed)?;
+                match rustix::fs::stat(run_dir).map(inode) {
+                    Ok(there) if there == ours => return Ok(Some(dir)),
+                    Ok(_) => {}
+                    Err(Errno::NOENT) => return Ok(None),
+                    Err(e) => return Err(failed(e)),
+                }
+            }
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(TURN_STEP),
+            Err(e) => return Err(failed(e)),
+        }
+    }
 }
 
 fn kill_all(run_dir: &Path, state: Option<&StateFile>) -> Result<(), CleanupError> {
@@ -161,5 +187,33 @@ mod tests {
         assert_eq!(status("b"), Some(4));
         assert!(!run.exists());
         assert_eq!(status("b"), None);
+    }
+
+    #[test]
+    fn all_at_once_take_turns_and_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let run = dir.path().join("run");
+            std::fs::create_dir(&run).unwrap();
+            let mut state = StateFile::new("s");
+            state.daemon = None;
+            let ids = ["s", "a", "b", "c", "d", "e"];
+            for (id, status) in ids.iter().zip(1..) {
+                let record = ContainerRecord { exit_status: Some(status), ..ContainerRecord::default() };
+                state.containers.insert((*id).into(), record);
+            }
+            state.save(&run).unwrap();
+            std::thread::scope(|scope| {
+                for (id, status) in ids.iter().zip(1..) {
+                    let run = &run;
+                    scope.spawn(move || {
+                        let remains = cleanup_container(run, id, None).unwrap();
+                        let record = remains.state.and_then(|mut s| s.containers.remove(*id));
+                        assert_eq!(record.and_then(|c| c.exit_status), Some(status), "{id}");
+                    });
+                }
+            });
+            assert!(!run.exists());
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! kill -9 of each process of a pod's sandbox, under containerd's CRI plugin: what is told is true, and `StopPodSandbox` and
 //! `RemovePodSandbox` leave nothing. These are about our own processes: the oracle has none of them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kata_testkit::leaks::Guard;
 use kata_testkit::runtime::Sandbox;
+use kata_testkit::wait;
 use kata_testkit_cri::api::{self, ContainerState};
 use kata_testkit_cri::node::is_kata;
 use kata_testkit_cri::volume::{Mounted, Projected};
@@ -94,13 +96,12 @@ fn while_a_pod_is_being_made() {
     for after in [0, 100, 300, 700] {
         for part in PARTS {
             let name = format!("early-{part}-{after}");
+            let before = sandboxes();
             let made = std::thread::scope(|scope| {
                 let made = scope.spawn(|| node.pod(&name).try_run());
-                if let Some(pid) = newest(part) {
-                    std::thread::sleep(Duration::from_millis(after));
-                    // It may have ended by itself.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
+                let pid = wait::until(&format!("{part} of the new sandbox"), SOON, || new_part(&before, part));
+                std::thread::sleep(Duration::from_millis(after));
+                kill9(pid);
                 made.join().unwrap()
             });
             match made {
@@ -122,24 +123,20 @@ fn while_a_pod_is_being_made() {
     }
 }
 
-/// Waits for a new sandbox to have this part, and tells its pid.
-fn newest(part: &str) -> Option<i32> {
-    let start = std::time::Instant::now();
-    while start.elapsed() < SOON {
-        let dirs = std::fs::read_dir("/run/kata").into_iter().flatten().flatten();
-        let found = dirs.filter(|e| e.file_name().as_encoded_bytes()[0] != b'.').find_map(|entry| {
-            let state = std::fs::read(entry.path().join("state.json")).ok()?;
-            let state: serde_json::Value = serde_json::from_slice(&state).ok()?;
-            // Those in the pool have no name yet.
-            state["id"].as_str().filter(|id| id.len() == 64)?;
-            i32::try_from(state[part]["pid"].as_i64()?).ok()
-        });
-        if found.is_some() {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    None
+/// The directories of all sandboxes: also of those in the pool, whose names tell them apart.
+fn sandboxes() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/run/kata").into_iter().flatten().flatten();
+    // One that has given its name up is about to go.
+    entries.filter(|e| !e.file_name().as_encoded_bytes().starts_with(b".")).map(|e| e.path()).collect()
+}
+
+/// The pid of this part of a sandbox that was not there before and has a pod's name.
+fn new_part(before: &[PathBuf], part: &str) -> Option<i32> {
+    sandboxes().into_iter().filter(|dir| !before.contains(dir)).find_map(|dir| {
+        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("state.json")).ok()?).ok()?;
+        state["id"].as_str().filter(|id| id.len() == 64)?;
+        i32::try_from(state[part]["pid"].as_i64()?).ok()
+    })
 }
 
 #[test]
@@ -155,7 +152,7 @@ fn while_containerd_is_away() {
         };
         node.crash_and(|| kill9(Sandbox::find(&pod).pid(part)));
         let client = node.client();
-        let status = kata_testkit::wait::until("end of the container", TOLD_WITHIN, || {
+        let status = wait::until("end of the container", TOLD_WITHIN, || {
             let request = api::ContainerStatusRequest { container_id: main.clone(), verbose: false };
             let status = client.container_status(request).unwrap().status.unwrap_or_default();
             (status.state() == ContainerState::ContainerExited).then_some(status)

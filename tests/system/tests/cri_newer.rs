@@ -1,12 +1,10 @@
-//! A later containerd's CRI plugin, which can make sandboxes by containerd's Sandbox API: the same pods (see `cri_pods.rs`
-//! for the oracle).
+//! A later containerd's CRI plugin: the same pods (see `cri_pods.rs` for the oracle).
 
 use std::time::Duration;
 
 use kata_testkit::engine::Release;
 use kata_testkit::leaks::Guard;
 use kata_testkit_cri::api::{self, ContainerState};
-use kata_testkit_cri::node::is_kata;
 use kata_testkit_cri::{Container, Node, Pod};
 
 /// For what happens at once in a VM that runs, on a slow machine.
@@ -65,14 +63,4 @@ fn lives(mut node: Node) {
 fn a_pod_with_a_pause_container() {
     let _leaks = Guard::new();
     lives(Node::of(Release::Newer, None));
-}
-
-#[test]
-fn a_pod_by_the_sandbox_api() {
-    if !is_kata() {
-        println!("runc's shim has no Sandbox API");
-        return;
-    }
-    let _leaks = Guard::new();
-    lives(Node::of(Release::Newer, Some("shim")));
 }

@@ -211,7 +211,11 @@ fn the_debug_console_looks_around_where_it_is_wanted() {
     assert!(one(&["net"]).contains("lo"));
     assert!(one(&["no-such-program"]).contains("there is no such program"));
     // The agent itself is a program of the guest's.
-    assert!(one(&["/proc/1/exe", "--frobnicate"]).contains("exit status 2"), "{}", one(&["/proc/1/exe", "--frobnicate"]));
+    assert!(
+        one(&["/proc/1/exe", "--frobnicate"]).contains("exit status 2"),
+        "{}",
+        one(&["/proc/1/exe", "--frobnicate"])
+    );
     // Upstream's verb, and a conversation.
     let said = runtime.cmd(["exec", "looked-at"]).input("help\ncat /proc/version\n").ok().out();
     assert!(
