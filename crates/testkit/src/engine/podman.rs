@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::{CgroupParent, path, unmount_below};
+use super::{CgroupParent, HostNetwork, path, unmount_below};
 use crate::cmd::Cmd;
 use crate::image;
 use crate::runtime::{scratch, stage};
@@ -17,6 +17,8 @@ pub struct Podman {
     /// What `podman play kube` puts its pods below, whatever it is told.
     #[allow(dead_code, reason = "removed when it is dropped")]
     kube_parent: Option<CgroupParent>,
+    /// What is the host's network to it; `None`: the host's.
+    network: Option<HostNetwork>,
     dir: TempDir,
 }
 
@@ -26,12 +28,28 @@ impl Podman {
     /// # Panics
     /// When it cannot.
     pub fn new() -> Podman {
+        Podman::with(None)
+    }
+
+    /// One with networks: its bridges and ports are in a network of their own, not in the host's.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn networked() -> Podman {
+        Podman::with(Some(HostNetwork::new()))
+    }
+
+    fn with(network: Option<HostNetwork>) -> Podman {
         let parent = CgroupParent(format!("kata-podman-{}", std::process::id()));
-        let this = Podman { parent, kube_parent: None, dir: scratch() };
+        let this = Podman { parent, kube_parent: None, network, dir: scratch() };
         // Its own default for open files is more than root may have where it lacks CAP_SYS_RESOURCE.
-        let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\ndefault_sysctls = []\n\
-                      [engine]\nevents_logger = \"file\"\ncgroup_manager = \"cgroupfs\"\n";
-        for (name, text) in [("containers.conf", config), ("registries.conf", "")] {
+        let networks = this.file("networks");
+        let config = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\ndefault_sysctls = []\n\
+             [engine]\nevents_logger = \"file\"\ncgroup_manager = \"cgroupfs\"\n\
+             [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = {networks:?}\n"
+        );
+        for (name, text) in [("containers.conf", config.as_str()), ("registries.conf", "")] {
             let file = this.file(name);
             fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         }
@@ -51,7 +69,11 @@ impl Podman {
 
     /// A command of podman.
     pub fn podman<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Cmd {
-        Cmd::new("/usr/bin/podman")
+        let podman = match &self.network {
+            Some(network) => network.run("/usr/bin/podman", [""; 0]),
+            None => Cmd::new("/usr/bin/podman"),
+        };
+        podman
             .env("PATH", path())
             .env("CONTAINERS_CONF", self.file("containers.conf"))
             .env("CONTAINERS_REGISTRIES_CONF", self.file("registries.conf"))
@@ -91,6 +113,21 @@ impl Podman {
     pub fn joined<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
         let parent = format!("--cgroup-parent=/{}", self.parent.0);
         self.podman(["run", &parent]).args(flags)
+    }
+
+    /// `podman run` with more flags, in the default network if they name none.
+    pub fn run_connected<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
+        let parent = format!("--cgroup-parent=/{}", self.parent.0);
+        self.podman(["run", &parent]).args(flags)
+    }
+
+    /// A command where podman publishes ports.
+    ///
+    /// # Panics
+    /// When this podman has no networks.
+    pub fn on_host<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
+        let network = self.network.as_ref().unwrap_or_else(|| panic!("this podman was made without networks"));
+        network.run(program, args)
     }
 
     /// A place for the test's own files.
