@@ -50,6 +50,8 @@ pub struct Bind {
     pub read_only: bool,
     /// With the mounts below it.
     pub recursive: bool,
+    /// Mounts made below it later are seen (`rslave`).
+    pub later: bool,
     /// The host changes what is in it, and whoever watches it in the guest is to be woken.
     pub followed: bool,
 }
@@ -307,6 +309,7 @@ fn mounts(spec: &Spec, out: &mut pb::Spec, notes: &mut Vec<String>, host: &dyn H
                 source: source.to_owned(),
                 read_only: m.is_read_only(),
                 recursive: m.is_recursive(),
+                later: m.options.iter().any(|o| o == "slave" || o == "rslave"),
                 // What the container may write must reach the host: it is no copy then.
                 followed: m.is_read_only() && volumes::is_updated(source),
             });
@@ -503,8 +506,22 @@ mod tests {
         assert_eq!(
             p.binds,
             [
-                Bind { mount: 1, source: "/data".into(), read_only: true, recursive: true, followed: false },
-                Bind { mount: 3, source: "/etc/hosts".into(), read_only: false, recursive: false, followed: false },
+                Bind {
+                    mount: 1,
+                    source: "/data".into(),
+                    read_only: true,
+                    recursive: true,
+                    later: false,
+                    followed: false
+                },
+                Bind {
+                    mount: 3,
+                    source: "/etc/hosts".into(),
+                    read_only: false,
+                    recursive: false,
+                    later: false,
+                    followed: false
+                },
             ]
         );
         assert_eq!(p.shm, Some((2, "/data/shm".into())));

@@ -92,6 +92,7 @@ impl Options {
             nodev: self.flags.0.contains(MsFlags::MS_NODEV),
             noexec: self.flags.0.contains(MsFlags::MS_NOEXEC),
             slave: false,
+            private: false,
         }
     }
 }

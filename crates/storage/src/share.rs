@@ -207,7 +207,8 @@ impl Share {
         Ok(format!("{}/{name}/rootfs", kata_types::GUEST_SHARE_DIR))
     }
 
-    /// Shows a file or directory of the host to a container; returns its path in the guest.
+    /// Shows a file or directory of the host to a container, with what is mounted below it later; returns its path in the
+    /// guest.
     ///
     /// # Errors
     /// [`ShareError`].
@@ -218,6 +219,30 @@ impl Share {
         read_only: bool,
         recursive: bool,
     ) -> Result<String, ShareError> {
+        self.show(cid, source, recursive, attrs(read_only))
+    }
+
+    /// The same, without what is mounted below it later (mount_namespaces(7), `MS_PRIVATE`).
+    ///
+    /// # Errors
+    /// [`ShareError`].
+    pub fn add_private_bind(
+        &mut self,
+        cid: &ContainerId,
+        source: &Path,
+        read_only: bool,
+        recursive: bool,
+    ) -> Result<String, ShareError> {
+        self.show(cid, source, recursive, MountAttrs { private: true, ..attrs(read_only) })
+    }
+
+    fn show(
+        &mut self,
+        cid: &ContainerId,
+        source: &Path,
+        recursive: bool,
+        attrs: MountAttrs,
+    ) -> Result<String, ShareError> {
         let of = self.name(cid);
         let shown = self.containers.entry(cid.clone()).or_default();
         shown.present = true;
@@ -227,13 +252,19 @@ impl Share {
         if let Some(parent) = target.parent() {
             make_dirs(parent)?;
         }
-        if let Err(e) = attach_bind(&self.view, "the bind source", source, &target, attrs(read_only), recursive, None) {
+        if let Err(e) = attach_bind(&self.view, "the bind source", source, &target, attrs, recursive, None) {
             if let Err(e) = remove_placeholder(&target) {
                 tracing::warn!("{e}");
             }
             return Err(e);
         }
         Ok(format!("{}/{of}/mounts/{name}", kata_types::GUEST_SHARE_DIR))
+    }
+
+    /// Where on the host the guest's path of something shown is: the share itself, whatever is mounted at its source.
+    pub fn on_host(&self, guest: &str) -> PathBuf {
+        let below = Path::new(guest).strip_prefix(kata_types::GUEST_SHARE_DIR);
+        self.dir.join(below.unwrap_or(Path::new("")))
     }
 
     /// Takes a container out. Only our own empty mount points are removed, never a file's content. Removing what is
@@ -307,7 +338,7 @@ impl Drop for Share {
 /// host, and the guest's kernel decides about its own. What is unmounted in the share must not be unmounted where it
 /// came from.
 fn attrs(read_only: bool) -> MountAttrs {
-    MountAttrs { read_only, nosuid: true, nodev: true, noexec: false, slave: true }
+    MountAttrs { read_only, nosuid: true, nodev: true, noexec: false, slave: true, private: false }
 }
 
 /// Makes a directory and those above it.

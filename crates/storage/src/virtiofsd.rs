@@ -230,7 +230,7 @@ fn change_root(root: &Path) -> io::Result<OwnedFd> {
         rustix::fs::open("/", rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     set_mount_attrs(
         own.as_fd(),
-        MountAttrs { read_only: true, nosuid: true, nodev: true, noexec: true, slave: false },
+        MountAttrs { read_only: true, nosuid: true, nodev: true, noexec: true, ..MountAttrs::default() },
         false,
     )?;
     Ok(proc_self_fd)

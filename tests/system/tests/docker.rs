@@ -244,8 +244,13 @@ fn a_hundred_megabytes_pass_whole_in_both_directions() {
 fn what_cannot_be_done_is_refused_with_the_reason() {
     let _leaks = Guard::new();
     let docker = Docker::start();
-    let device = docker.run(["--rm", "--device", "/dev/loop-control", BUSYBOX, "true"]).run();
-    device.expect(125).complained("/dev/loop-control");
+    // A device of no kind that a guest has (Documentation/admin-guide/devices.txt: 240 is for experiments).
+    let node = docker.file("device");
+    let kind = nix::sys::stat::SFlag::S_IFCHR;
+    let mode = nix::sys::stat::Mode::S_IRUSR;
+    nix::sys::stat::mknod(&node, kind, mode, nix::sys::stat::makedev(240, 7)).unwrap();
+    let node = node.display().to_string();
+    docker.run(["--rm", "--device", &node, BUSYBOX, "true"]).run().expect(125).complained(&node);
     docker.run(["--name", "other", "--detach", BUSYBOX, "sleep", "1000"]).ok();
     docker.run(["--rm", "--pid", "container:other", BUSYBOX, "true"]).run().expect(125).complained("pid namespace");
     docker.docker(["rm", "--force", "other"]).ok();

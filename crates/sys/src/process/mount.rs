@@ -16,6 +16,8 @@ pub struct MountAttrs {
     pub noexec: bool,
     /// Mounts made in the original appear here, ours (and our unmounting) do not appear there.
     pub slave: bool,
+    /// Nor do mounts made in the original appear here. Counts before `slave`.
+    pub private: bool,
 }
 
 /// Sets `attrs` on the mount whose root is `mount` (a descriptor of `open_tree` or `fsmount`, or any directory that is
@@ -38,7 +40,11 @@ pub fn set_mount_attrs(mount: BorrowedFd<'_>, attrs: MountAttrs, recursive: bool
             set |= flag;
         }
     }
-    let propagation = if attrs.slave { libc::MS_SLAVE } else { 0 };
+    let propagation = match attrs {
+        MountAttrs { private: true, .. } => libc::MS_PRIVATE,
+        MountAttrs { slave: true, .. } => libc::MS_SLAVE,
+        _ => 0,
+    };
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: an empty C string as the path, and a mount_attr that lives across the call with its true size.

@@ -26,6 +26,8 @@ use crate::runtime::stage;
 
 /// How long an engine may take to answer after its start.
 const READY: Duration = Duration::from_secs(30);
+/// How long what a container was in may be in use after its engine has ended.
+const LEAVES: Duration = Duration::from_secs(3);
 /// How long it may take to end before it is killed.
 const STOPS: Duration = Duration::from_secs(15);
 
@@ -145,7 +147,11 @@ impl Drop for CgroupParent {
             for pod in fs::read_dir(&dir).into_iter().flatten().flatten() {
                 drop(fs::remove_dir(pod.path()));
             }
-            drop(fs::remove_dir(dir));
+            // A sandbox's daemon leaves its cgroup at its very end, when the engine has long been told.
+            let start = Instant::now();
+            while dir.exists() && fs::remove_dir(&dir).is_err() && start.elapsed() < LEAVES {
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }

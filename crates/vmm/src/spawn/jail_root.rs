@@ -73,7 +73,7 @@ fn hold(bind: &Bind) -> io::Result<Held> {
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, &bind.source, flags)?;
-    let attrs = MountAttrs { read_only: true, nosuid: true, nodev: true, slave: true, noexec: false };
+    let attrs = MountAttrs { read_only: true, nosuid: true, nodev: true, slave: true, ..MountAttrs::default() };
     set_mount_attrs(tree.as_fd(), attrs, true)?;
     let is_dir = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode).is_dir();
     Ok(Held::Tree { target, tree, is_dir })
