@@ -167,9 +167,13 @@ fn an_internal_network_with_ipv6() {
         assert_eq!(exec(&docker, "client", command), exec(&docker, "beside", command), "{command}");
     }
     assert_eq!(fetched(&docker, "beside", "http://[fd00:79::9]/"), "I am web");
-    // Another network's bridge is outside.
-    assert!(!succeeds(&docker, "client", "ping -c 1 -W 2 172.17.0.1"));
-    remove_all(&docker, &["web", "client", "beside"]);
+    // A server outside answers everybody but those inside.
+    let outside = ["run", "--runtime", "runc", "--detach", "--name", "outside", BUSYBOX, "sh", "-c", SERVER];
+    docker.docker(outside).ok();
+    let address = docker.inspect("outside", "{{.NetworkSettings.IPAddress}}");
+    fetched_on_host(&docker, &format!("http://{address}/"));
+    assert!(!succeeds(&docker, "client", &format!("timeout 3 wget -q -O - http://{address}/")));
+    remove_all(&docker, &["web", "client", "beside", "outside"]);
 }
 
 #[test]
