@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_secs(20);
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// Of processes that went down with their sandbox (128 and SIGKILL).
 const LOST: i32 = 137;
+/// containerd's for a task whose shim it cannot ask (its `UnknownExitStatus`).
+const UNKNOWN: i32 = 255;
 /// The processes of a sandbox, as its state file names them.
 const PARTS: [&str; 3] = ["vm", "fs", "daemon"];
 
@@ -66,11 +68,10 @@ fn every_container_of_the_pod_is_told_as_lost() {
         assert!(exec.as_ref().map_or(true, |exec| exec.code != 0), "{exec:?}");
         for container in [&one, &two, &volumes] {
             let status = container.ends(TOLD_WITHIN);
-            assert_eq!(
-                (status.exit_code, status.reason.as_str()),
-                (LOST, "Error"),
-                "after kill -9 of {part}: {status:?}"
-            );
+            // Of a shim that is gone containerd may say its own word for "unknown", whatever its clean-up finds out later.
+            let code = status.exit_code;
+            assert!(code == LOST || part == "daemon" && code == UNKNOWN, "after kill -9 of {part}: {status:?}");
+            assert_eq!(status.reason, "Error", "after kill -9 of {part}: {status:?}");
         }
         pod.becomes_not_ready(TOLD_WITHIN);
         assert!(created.try_start().is_err(), "a container was started in a pod that is gone");

@@ -163,6 +163,10 @@ async fn named(
             Err(err)
         }
     };
+    if begun.is_err() {
+        // Before it is told: the taker may make a sandbox of this name as soon as it knows.
+        clean(&args.run_dir);
+    }
     let ready = match &begun {
         Ok(_) => Ready { pid: Some(std::process::id().cast_signed()), error: None },
         Err(err) => Ready { pid: None, error: Some(err.clone()) },
@@ -171,7 +175,7 @@ async fn named(
     line.push(b'\n');
     let told = taker.write_all(&line).await;
     drop(taker);
-    let serving = begun.inspect_err(|_| clean(&args.run_dir))?;
+    let serving = begun?;
     if told.is_err() {
         // Nobody will come for it.
         tracing::error!("the taker has gone: the sandbox ends");
