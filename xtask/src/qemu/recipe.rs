@@ -178,8 +178,8 @@ mod tests {
     fn plugged_by_the_driver() -> BTreeSet<String> {
         let source = paths::repo_root().join("crates/vmm-qemu/src");
         let mut found = BTreeSet::new();
-        for file in fs::read_dir(source).unwrap().flatten().filter(|e| e.path().extension().is_some_and(|x| x == "rs"))
-        {
+        let files = [source.clone(), source.join("vm")].map(|dir| fs::read_dir(dir).unwrap().flatten());
+        for file in files.into_iter().flatten().filter(|e| e.path().extension().is_some_and(|x| x == "rs")) {
             let text = fs::read_to_string(file.path()).unwrap();
             for mark in ["\"-device\"", "\"driver\":"] {
                 for (at, _) in text.match_indices(mark) {

@@ -137,7 +137,10 @@ async fn interfaces(host: &Host) {
     let via = vec![Route { gateway: "10.7.0.1".into(), device: "eth0".into(), ..Default::default() }];
     set_routes(host, via).await.unwrap();
     // The kernel finds out a moment later that there is a carrier, and then makes its own address.
-    let automatic = |i: &Interface| i.IPAddresses.iter().any(|a| a.address == "fe80::ff:fe00:a");
+    let automatic = |i: &Interface| {
+        let own = i.IPAddresses.iter().any(|a| a.address == "fe80::ff:fe00:a");
+        own && i.raw_flags & libc::IFF_RUNNING.cast_unsigned() != 0
+    };
     let (mut is, begun) = (is, Instant::now());
     while !automatic(&is) {
         assert!(begun.elapsed() < Duration::from_secs(20), "no address of its own: {is:?}");
