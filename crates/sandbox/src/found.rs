@@ -32,7 +32,7 @@ pub fn find(parent: &Path) -> Vec<Found> {
     all
 }
 
-/// As [`crate::key`] makes them.
+/// As [`crate::key()`] makes them.
 fn is_key(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
