@@ -12,11 +12,11 @@
 //! ```
 //!
 //! The engine's interface keeps what the engine gave it; the host's own network stack in that namespace sees nothing of
-//! what arrives, because the redirection takes it first. There is no VM in this crate: [`scan`] says what is there,
-//! [`attach`] makes taps and gives their descriptors, [`Watch`] tells of changes, [`detach`] tidies up.
+//! what arrives, because the redirection takes it first. There is no VM in this crate: [`scan()`] says what is there,
+//! [`attach()`] makes taps and gives their descriptors, [`Watch`] tells of changes, [`detach`] tidies up.
 //!
 //! Nothing here outlives the namespace, and a tap does not outlive its last descriptor, so a kill at any point leaves
-//! at most a redirection to nowhere on an interface of the engine's, which the next [`attach`] or [`detach`] removes.
+//! at most a redirection to nowhere on an interface of the engine's, which the next [`attach()`] or [`detach`] removes.
 
 mod attach;
 mod error;

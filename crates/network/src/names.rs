@@ -16,7 +16,7 @@ const PORTS: &str = "61440 65535";
 const SILENT: &str = "8";
 
 /// Lets the namespace's own stack hear name servers through an interface that is the VM's. To be done once for each
-/// [`crate::attach`]; undone by [`crate::detach`].
+/// [`crate::attach()`]; undone by [`crate::detach`].
 ///
 /// # Errors
 /// [`AttachError::Unsupported`] with a model other than `tcfilter`, [`AttachError::Os`].

@@ -48,7 +48,7 @@ impl Watch {
         Ok(Watch { socket, buffer: vec![0; 32 << 10] })
     }
 
-    /// Returns after a change, when the burst that it was part of is over. What has changed, a [`crate::scan`] shows.
+    /// Returns after a change, when the burst that it was part of is over. What has changed, a [`crate::scan()`] shows.
     ///
     /// # Errors
     /// The socket's.
