@@ -105,7 +105,7 @@ fn init_containers_run_one_after_the_other_and_a_container_is_replaced_in_place(
     let volume = kata_testkit_cri::volume::empty_dir(&pod, "work");
     for step in ["a", "b"] {
         let init =
-            pod.container(step).sh(&format!("echo {step} >> /work/steps; echo {step} said")).bind(&volume, "/work");
+            pod.container(step).sh(&format!("echo {step} >> /data/steps; echo {step} said")).bind(&volume, "/data");
         let init = init.start();
         assert_eq!(ended(&init), (0, "Completed".into()));
         assert_eq!(init.log().stdout, format!("{step} said\n"));
@@ -121,8 +121,8 @@ fn init_containers_run_one_after_the_other_and_a_container_is_replaced_in_place(
     // The pod's only running container comes and goes, three times in three ways, and the pod stays.
     let sandbox = pod.id().to_owned();
     for attempt in 0..3 {
-        let main = pod.container("main").attempt(attempt).sh(&format!("cat /work/steps; {SERVICE}"));
-        let main = main.bind(&volume, "/work").start();
+        let main = pod.container("main").attempt(attempt).sh(&format!("cat /data/steps; {SERVICE}"));
+        let main = main.bind(&volume, "/data").start();
         main.says("ready", SOON);
         assert_eq!(main.log().stdout, "a\nb\nready\n");
         assert_eq!(main.out("hostname"), "steps");
