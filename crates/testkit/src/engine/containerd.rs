@@ -124,8 +124,15 @@ impl Containerd {
             let out = self.ctr([what, "list", "-q"]).ok();
             assert_eq!(out.out(), "", "{what} are left: {}", out.report());
         }
-        let left: Vec<PathBuf> =
-            fs::read_dir(self.bundles()).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        let bundles = || -> Vec<PathBuf> {
+            fs::read_dir(self.bundles()).into_iter().flatten().flatten().map(|e| e.path()).collect()
+        };
+        // That of a shim that was killed it removes in its own time.
+        let start = std::time::Instant::now();
+        while !bundles().is_empty() && start.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let left = bundles();
         assert!(left.is_empty(), "bundles are left: {left:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let state = self.dir.path().join("state");
