@@ -78,16 +78,19 @@ fn config_maps_secrets_and_projected_volumes_follow_their_updates() {
     comes_to(&reader, "cat /var/run/all/labels /etc/info/annotations", "l=2x=\"2\"");
     comes_to(&writer, "cat /config/a.conf", "two, and longer");
     comes_to(&reader, "cat /tmp/old", "one");
-    // Whatever the container sees is of one moment.
+    // Whatever the container sees is of one moment. What it has entered may be replaced under its feet, by a kubelet as well;
+    // then it looks again.
     for n in 0..20 {
         let text = format!("moment {n}");
         config.update(&[("a.conf", &text), ("c.conf", &text)]);
-        let seen = reader.exec("cd /etc/config/..data && cat a.conf && echo && cat c.conf");
-        // The directory of a moment may go while it is looked at, as on the host.
-        if seen.code == 0 {
-            let (a, c) = seen.stdout.split_once('\n').unwrap();
-            assert_eq!(a, c, "files of two moments");
-        }
+        let script = "cd /etc/config/..data && cat a.conf && echo && cat c.conf";
+        let seen = wait::until("files of one moment", UPDATED, || {
+            let seen = reader.exec(script);
+            assert!(seen.code == 0 || seen.stderr.contains("No such file or directory"), "{seen:?}");
+            (seen.code == 0).then_some(seen.stdout)
+        });
+        let (a, c) = seen.split_once('\n').unwrap();
+        assert_eq!(a, c, "files of two moments");
     }
     comes_to(&reader, "cat /etc/config/c.conf", "moment 19");
     pod.end();
