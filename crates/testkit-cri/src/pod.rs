@@ -123,7 +123,8 @@ impl<'a> PodSpec<'a> {
         match node.client().run_pod_sandbox(request) {
             Ok(answer) => Ok(Pod { node, id: answer.pod_sandbox_id, config, dir, cgroups }),
             Err(status) => {
-                cgroups.iter().for_each(|dir| remove_cgroup(dir));
+                // What is left is found by [`Node::holds_nothing`].
+                cgroups.iter().for_each(|dir| drop(try_to_remove_cgroup(dir)));
                 Err(status)
             }
         }
@@ -151,18 +152,28 @@ fn make_cgroups(node: &Node, uid: &str) -> Vec<PathBuf> {
     made
 }
 
-/// As a kubelet does when the pod has ended: what is not empty stays busy.
+/// As a kubelet does when the pod has ended.
+///
+/// # Panics
+/// When something is left in it.
 pub(crate) fn remove_cgroup(dir: &Path) {
-    let mut last = None;
+    if let Err(last) = try_to_remove_cgroup(dir) {
+        let held = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        panic!("the pod's cgroup {} cannot be removed: {last}; processes: {held:?}", dir.display());
+    }
+}
+
+/// What is not empty stays busy; processes take a moment to go.
+fn try_to_remove_cgroup(dir: &Path) -> std::io::Result<()> {
+    let mut tried = fs::remove_dir(dir);
     for _ in 0..100 {
-        match fs::remove_dir(dir) {
-            Ok(()) => return,
-            Err(e) => last = Some(e),
+        if tried.is_ok() {
+            break;
         }
         std::thread::sleep(Duration::from_millis(20));
+        tried = fs::remove_dir(dir);
     }
-    let held = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    panic!("the pod's cgroup {} cannot be removed: {last:?}; processes: {held:?}", dir.display());
+    tried
 }
 
 /// A pod.

@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kata_testkit::cmd::Cmd;
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::Sandbox;
+use kata_testkit::runtime::{Sandbox, stage};
 use kata_testkit::wait;
 use kata_testkit_cri::api::{self, ContainerState};
 use kata_testkit_cri::node::is_kata;
@@ -110,7 +111,12 @@ fn while_a_pod_is_being_made() {
                     pod.becomes_not_ready(TOLD_WITHIN);
                     pod.end();
                 }
-                Err(refused) => assert!(!refused.message().is_empty()),
+                Err(refused) => {
+                    assert!(!refused.message().is_empty());
+                    if part == "daemon" && refused.message().contains("start failed: dial unix") {
+                        remove_forgotten(&node, &before);
+                    }
+                }
             }
             // What failed is not always removed by containerd at once.
             for left in node.client().list_pod_sandbox(api::ListPodSandboxRequest { filter: None }).unwrap().items {
@@ -121,6 +127,20 @@ fn while_a_pod_is_being_made() {
             node.remove_pod_cgroups();
             node.holds_nothing();
         }
+    }
+}
+
+/// containerd 1.6 forgets a shim that died after it had told its address and before it was connected to, a moment of about a
+/// millisecond: it never asks for the clean-up. Whoever administers the node then does, with what the directory says.
+fn remove_forgotten(node: &Node, before: &[PathBuf]) {
+    for dir in sandboxes().into_iter().filter(|dir| !before.contains(dir)) {
+        let state = std::fs::read(dir.join("state.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+        let shim = Cmd::new(stage().join("bin/containerd-shim-kata-v2")).args(["-namespace", "k8s.io", "-id"]);
+        let shim = shim.arg(state["id"].as_str().unwrap()).arg("-bundle").arg(node.dir());
+        println!("forgotten: {}", dir.display());
+        shim.arg("delete").ok();
+        assert!(!dir.exists(), "{} is left", dir.display());
     }
 }
 
