@@ -12,4 +12,4 @@ mod process;
 pub use collection::{Collection, Limits, PageError};
 pub use histogram::{Durations, Histogram};
 pub use page::{CONTENT_TYPE, Family, Kind, Page};
-pub use process::{Items, Process, netdev, proc_stat};
+pub use process::{Around, Items, Process, netdev, proc_stat};

@@ -98,6 +98,61 @@ impl Process {
     }
 }
 
+/// What a process's files do not say, and its standard families need.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// Clock ticks in a second (sysconf(3), `_SC_CLK_TCK`).
+    pub ticks_per_second: u64,
+    /// The text of /proc/stat.
+    pub machine: &'a str,
+    /// The most files that the process may have open; `None`: as many as it likes.
+    pub max_fds: Option<u64>,
+}
+
+impl Around<'_> {
+    /// This many ticks, in seconds.
+    pub fn seconds(&self, ticks: u64) -> f64 {
+        ticks as f64 / self.ticks_per_second as f64
+    }
+
+    /// Seconds since the epoch at which the machine has booted (proc_stat(5), btime).
+    fn boot(&self) -> Option<f64> {
+        self.machine.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
+    }
+}
+
+impl Process {
+    /// Writes the families that any process of Prometheus' has, `<prefix>_process_cpu_seconds_total` and so on. `who` is for the
+    /// help: "the agent".
+    pub fn write_standard(&self, page: &mut Page, prefix: &str, who: &str, around: Around<'_>) {
+        let mut single = |name: &str, help: String, kind, value: &dyn std::fmt::Display| {
+            page.family_named(format!("{prefix}_process_{name}"), &help, kind).sample(&[], value);
+        };
+        let gauge = Kind::Gauge;
+        if let Some(([utime, stime, ..], start)) = proc_stat(&self.stat) {
+            let seconds = around.seconds(utime + stime);
+            single("cpu_seconds_total", format!("CPU time of {who} in seconds."), Kind::Counter, &seconds);
+            if let Some(boot) = around.boot() {
+                let at = boot + around.seconds(start);
+                single("start_time_seconds", format!("When {who} began, since the epoch."), gauge, &at);
+            }
+        }
+        for (key, name, what) in
+            [("VmRSS", "resident_memory_bytes", "Resident"), ("VmSize", "virtual_memory_bytes", "Virtual")]
+        {
+            if let Some(kib) = self.status_number(key) {
+                single(name, format!("{what} memory of {who}."), gauge, &(kib * 1024));
+            }
+        }
+        if let Some(fds) = self.fds {
+            single("open_fds", format!("Open file descriptors of {who}."), gauge, &fds);
+        }
+        if let Some(most) = around.max_fds {
+            single("max_fds", format!("The most file descriptors that {who} may have."), gauge, &most);
+        }
+    }
+}
+
 /// The columns of /proc/net/dev.
 const NETDEV: [&str; 16] = [
     "recv_bytes",
@@ -164,6 +219,38 @@ mod tests {
         assert!(!text.contains("seccomp"));
         assert!(write(Items::Kernels).contains("item=\"read_bytes\"} 2"));
         assert_eq!(proc_stat("nonsense"), None);
+    }
+
+    #[test]
+    fn the_standard_families_are_in_seconds_and_bytes() {
+        let process = Process {
+            stat: "7 (a) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 3 0 300 5 6".into(),
+            status: "VmSize:\t  1024 kB\nVmRSS:\t  512 kB\n".into(),
+            io: String::new(),
+            fds: Some(4),
+        };
+        let around = Around { ticks_per_second: 100, machine: "cpu 1\nbtime 1000\n", max_fds: Some(20) };
+        let mut page = Page::default();
+        process.write_standard(&mut page, "kata_shim", "the daemon", around);
+        let text = page.finish();
+        for line in [
+            "# HELP kata_shim_process_cpu_seconds_total CPU time of the daemon in seconds.",
+            "kata_shim_process_cpu_seconds_total 2",
+            "kata_shim_process_start_time_seconds 1003",
+            "kata_shim_process_resident_memory_bytes 524288",
+            "kata_shim_process_virtual_memory_bytes 1048576",
+            "kata_shim_process_open_fds 4",
+            "kata_shim_process_max_fds 20",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_machine_says_when_it_has_booted() {
+        let boot = |machine| Around { ticks_per_second: 100, machine, max_fds: None }.boot();
+        assert_eq!(boot("cpu 1\nbtime 1700000000\n"), Some(1_700_000_000.0));
+        assert_eq!(boot("cpu 1\n"), None);
     }
 
     #[test]

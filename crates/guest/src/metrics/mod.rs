@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kata_metrics::{Items, Kind, Page, Process, proc_stat};
+use kata_metrics::{Around, Items, Kind, Page, Process, proc_stat};
 
 static SCRAPES: AtomicU64 = AtomicU64::new(0);
 
@@ -27,11 +27,6 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Seconds since the epoch at which the machine has booted (proc_stat(5), btime).
-fn boot_time(stat: &str) -> Option<f64> {
-    stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
-}
-
 fn agent(page: &mut Page, dir: &Path, machine: &str) {
     let process = Process {
         stat: read(&dir.join("stat")),
@@ -40,36 +35,24 @@ fn agent(page: &mut Page, dir: &Path, machine: &str) {
         fds: fs::read_dir(dir.join("fd")).ok().map(Iterator::count),
     };
     process.write(page, "kata_agent", "the agent", Items::Kernels);
+    let around = Around {
+        ticks_per_second: rustix::param::clock_ticks_per_second(),
+        machine,
+        max_fds: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+    };
+    process.write_standard(page, "kata_agent", "the agent", around);
+    // The same again, under upstream's older names.
     let gauge = Kind::Gauge;
-    let ticks = rustix::param::clock_ticks_per_second() as f64;
-    if let Some(([utime, stime, ..], start)) = proc_stat(&process.stat) {
-        let seconds = (utime + stime) as f64 / ticks;
-        page.single(
-            "kata_agent_process_cpu_seconds_total",
-            "CPU time of the agent in seconds.",
-            Kind::Counter,
-            seconds,
-        );
+    if let Some(([utime, stime, ..], _)) = proc_stat(&process.stat) {
+        let seconds = around.seconds(utime + stime);
         page.single("kata_agent_total_time", "CPU time of the agent in seconds.", gauge, seconds);
-        if let Some(boot) = boot_time(machine) {
-            let at = boot + start as f64 / ticks;
-            page.single("kata_agent_process_start_time_seconds", "When the agent began, since the epoch.", gauge, at);
-        }
     }
     let bytes = |key| process.status_number(key).map(|kib| kib * 1024);
     if let Some(rss) = bytes("VmRSS") {
-        page.single("kata_agent_process_resident_memory_bytes", "Resident memory of the agent.", gauge, rss);
         page.single("kata_agent_total_rss", "Resident memory of the agent in bytes.", gauge, rss);
     }
     if let Some(size) = bytes("VmSize") {
-        page.single("kata_agent_process_virtual_memory_bytes", "Virtual memory of the agent.", gauge, size);
         page.single("kata_agent_total_vm", "Virtual memory of the agent in bytes.", gauge, size);
-    }
-    if let Some(fds) = process.fds {
-        page.single("kata_agent_process_open_fds", "Open file descriptors of the agent.", gauge, fds);
-    }
-    if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-        page.single("kata_agent_process_max_fds", "The most file descriptors that the agent may have.", gauge, most);
     }
 }
 
@@ -114,11 +97,5 @@ mod tests {
         let mut all = kata_metrics::Collection::default();
         all.add(&first, &["kata_agent_", "kata_guest_"], &[], &["sandbox_id"], kata_metrics::Limits::default())
             .unwrap();
-    }
-
-    #[test]
-    fn the_boot_time_is_found() {
-        assert_eq!(boot_time("cpu 1\nbtime 1700000000\n"), Some(1_700_000_000.0));
-        assert_eq!(boot_time("cpu 1\n"), None);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use kata_metrics::{Collection, Durations, Items, Kind, Limits, Page, Process, netdev, proc_stat};
+use kata_metrics::{Around, Collection, Durations, Items, Limits, Page, Process, netdev};
 use kata_sandbox::Sandbox;
 
 use super::overhead::Overhead;
@@ -68,37 +68,13 @@ fn files(pid: i32) -> Process {
 fn shim(page: &mut Page) {
     let process = files(std::process::id().cast_signed());
     process.write(page, "kata_shim", "the sandbox's daemon", Items::Joined);
-    let gauge = Kind::Gauge;
-    let ticks = rustix::param::clock_ticks_per_second() as f64;
-    if let Some(([utime, stime, ..], start)) = proc_stat(&process.stat) {
-        let seconds = (utime + stime) as f64 / ticks;
-        page.single(
-            "kata_shim_process_cpu_seconds_total",
-            "CPU time of the daemon in seconds.",
-            Kind::Counter,
-            seconds,
-        );
-        let machine = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let boot = machine.lines().find_map(|l| l.strip_prefix("btime ")).and_then(|t| t.trim().parse::<f64>().ok());
-        if let Some(boot) = boot {
-            let at = boot + start as f64 / ticks;
-            page.single("kata_shim_process_start_time_seconds", "When the daemon began, since the epoch.", gauge, at);
-        }
-    }
-    for (key, name, help) in [
-        ("VmRSS", "kata_shim_process_resident_memory_bytes", "Resident memory of the daemon."),
-        ("VmSize", "kata_shim_process_virtual_memory_bytes", "Virtual memory of the daemon."),
-    ] {
-        if let Some(kib) = process.status_number(key) {
-            page.single(name, help, gauge, kib * 1024);
-        }
-    }
-    if let Some(fds) = process.fds {
-        page.single("kata_shim_process_open_fds", "Open file descriptors of the daemon.", gauge, fds);
-    }
-    if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-        page.single("kata_shim_process_max_fds", "The most file descriptors that the daemon may have.", gauge, most);
-    }
+    let machine = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let around = Around {
+        ticks_per_second: rustix::param::clock_ticks_per_second(),
+        machine: &machine,
+        max_fds: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+    };
+    process.write_standard(page, "kata_shim", "the daemon", around);
 }
 
 #[cfg(test)]
