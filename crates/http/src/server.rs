@@ -1,9 +1,11 @@
 //! Serving.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -58,32 +60,23 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Serves connections of a unix socket until the task is dropped.
 pub async fn serve_unix(listener: UnixListener, handler: Arc<dyn Handler>, bounds: Bounds) {
-    let room = Arc::new(Semaphore::new(bounds.connections));
-    loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handler = Arc::clone(&handler);
-                tokio::spawn(async move {
-                    connection(stream, handler, bounds).await;
-                    drop(permit);
-                });
-            }
-            Err(err) => {
-                tracing::warn!("an HTTP client cannot be served: {err}");
-                tokio::time::sleep(AGAIN).await;
-            }
-        }
-    }
+    serve(|cx| listener.poll_accept(cx).map_ok(|(stream, _)| stream), handler, bounds).await;
 }
 
 /// The same for TCP.
 pub async fn serve_tcp(listener: TcpListener, handler: Arc<dyn Handler>, bounds: Bounds) {
+    serve(|cx| listener.poll_accept(cx).map_ok(|(stream, _)| stream), handler, bounds).await;
+}
+
+async fn serve<T>(accept: impl Fn(&mut Context<'_>) -> Poll<io::Result<T>>, handler: Arc<dyn Handler>, bounds: Bounds)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let room = Arc::new(Semaphore::new(bounds.connections));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match poll_fn(&accept).await {
+            Ok(stream) => {
                 let handler = Arc::clone(&handler);
                 tokio::spawn(async move {
                     connection(stream, handler, bounds).await;
