@@ -4,8 +4,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use kata_proto::peek::first_strings;
 use kata_types::{ContainerId, ExecId};
-use protobuf::CodedInputStream;
 
 use crate::recording::Recording;
 
@@ -54,7 +54,7 @@ impl Scope {
         if !with_exec && !OF_CONTAINER.contains(&call) {
             return Scope::default();
         }
-        let [container, exec] = strings(message).unwrap_or_default();
+        let [container, exec] = first_strings(message).unwrap_or_default();
         let exec = if with_exec { exec } else { String::new() };
         Scope {
             container: ContainerId::new(container).map(|id| id.to_string()).unwrap_or_default(),
@@ -62,21 +62,6 @@ impl Scope {
             recording: None,
         }
     }
-}
-
-/// Fields 1 and 2, where they are strings.
-fn strings(message: &[u8]) -> protobuf::Result<[String; 2]> {
-    let mut input = CodedInputStream::from_bytes(message);
-    let mut found = [String::new(), String::new()];
-    while let Some(tag) = input.read_raw_tag_or_eof()? {
-        match tag {
-            // Wire type 2.
-            0x0a => found[0] = input.read_string()?,
-            0x12 => found[1] = input.read_string()?,
-            _ => protobuf::rt::skip_field_for_tag(tag, &mut input)?,
-        }
-    }
-    Ok(found)
 }
 
 /// Works in a scope.

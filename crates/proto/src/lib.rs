@@ -5,6 +5,7 @@
 
 pub mod channel;
 pub mod names;
+pub mod peek;
 
 /// Generated from `protos/`.
 #[allow(clippy::all, missing_docs, rustdoc::all)]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use containerd_shim_protos::protobuf::{self, CodedInputStream};
 use kata_metrics::Durations;
+use kata_proto::peek::first_strings;
 use kata_trace::Tracer;
 use kata_types::{ContainerId, ExecId};
 use tracing::Instrument;
@@ -105,26 +105,11 @@ fn failure(done: &ttrpc::Result<Response>) -> Option<String> {
 /// Whose request it is: field 1 of every message of the Task service is the container's id, and field 2 the exec's, but
 /// for `create` and `checkpoint`, which have a path there. What is no id is left out: it must not get into the log.
 fn whose(action: &str, message: &[u8]) -> (String, Option<String>) {
-    let [container, exec] = strings(message).unwrap_or_default();
+    let [container, exec] = first_strings(message).unwrap_or_default();
     let container = ContainerId::new(container).map(|id| id.to_string()).unwrap_or_default();
     let has_exec = !exec.is_empty() && !matches!(action, "create" | "checkpoint");
     let exec = has_exec.then(|| ExecId::new(exec).ok()).flatten();
     (container, exec.map(|id| id.to_string()))
-}
-
-/// Fields 1 and 2, where they are strings.
-fn strings(message: &[u8]) -> protobuf::Result<[String; 2]> {
-    let mut input = CodedInputStream::from_bytes(message);
-    let mut found = [String::new(), String::new()];
-    while let Some(tag) = input.read_raw_tag_or_eof()? {
-        match tag {
-            // Wire type 2.
-            0x0a => found[0] = input.read_string()?,
-            0x12 => found[1] = input.read_string()?,
-            _ => protobuf::rt::skip_field_for_tag(tag, &mut input)?,
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
