@@ -76,12 +76,14 @@ async fn make(global: &Global, a: &CreateArgs) -> Result<(StandIn, Daemon), CliE
     }
 }
 
-/// The daemon of the sandbox that a container is to be made in.
-async fn sandbox(global: &Global, id: &str, entry: &Entry) -> Result<(PathBuf, Daemon), CliError> {
+/// The sandbox that a container is to be made in: its directory, its daemon, and the daemon's pid.
+async fn sandbox(global: &Global, id: &str, entry: &Entry) -> Result<(PathBuf, Daemon, i32), CliError> {
     let run_dir = global.store.run_dir(id, entry);
     if let Some(sandbox) = &entry.sandbox {
         let none = || CliError::NoSandbox { id: id.to_owned(), sandbox: sandbox.clone() };
-        return Ok((run_dir.clone(), Daemon::connect(&run_dir).await.ok_or_else(none)?));
+        let daemon = Daemon::connect(&run_dir).await.ok_or_else(none)?;
+        let pid = daemon_of(&run_dir)?;
+        return Ok((run_dir, daemon, pid));
     }
     let launched = launch(&Launch {
         owner: global.store.owner(),
@@ -92,10 +94,9 @@ async fn sandbox(global: &Global, id: &str, entry: &Entry) -> Result<(PathBuf, D
         log: None,
         events: None,
     });
-    let gone = || CliError::Daemon("the sandbox's daemon ended at once; see its log".into());
     match launched {
-        Ok((run_dir, _)) => match Daemon::connect(&run_dir).await {
-            Some(daemon) => Ok((run_dir, daemon)),
+        Ok((run_dir, pid)) => match Daemon::connect(&run_dir).await {
+            Some(daemon) => Ok((run_dir, daemon, pid)),
             None => {
                 cleanup_container(&run_dir, id, None)?;
                 Err(gone())
@@ -104,18 +105,24 @@ async fn sandbox(global: &Global, id: &str, entry: &Entry) -> Result<(PathBuf, D
         // Containers that were started with the one of this id have outlived it: it comes back to them, as podman's infra
         // container does whose pod is started while some of it still stops.
         Err(err @ LaunchError::InUse { .. }) => match Daemon::connect(&run_dir).await {
-            Some(daemon) if matches!(daemon.state(id, "").await, Err(Failure::NotFound(_))) => Ok((run_dir, daemon)),
+            Some(daemon) if matches!(daemon.state(id, "").await, Err(Failure::NotFound(_))) => {
+                let pid = daemon_of(&run_dir)?;
+                Ok((run_dir, daemon, pid))
+            }
             _ => Err(err.into()),
         },
         Err(err) => Err(err.into()),
     }
 }
 
-/// The pid of a sandbox's daemon, which is in its network namespace.
+/// The pid of the daemon of a sandbox that somebody else has started.
 fn daemon_of(run_dir: &Path) -> Result<i32, CliError> {
-    let state = StateFile::load(run_dir)?;
-    let daemon = state.and_then(|state| state.daemon);
-    daemon.map(|d| d.pid).ok_or_else(|| CliError::Daemon("the sandbox's daemon ended at once; see its log".into()))
+    let daemon = StateFile::load(run_dir)?.and_then(|state| state.daemon);
+    daemon.map(|d| d.pid).ok_or_else(gone)
+}
+
+fn gone() -> CliError {
+    CliError::Daemon("the sandbox's daemon ended at once; see its log".into())
 }
 
 async fn make_in(
@@ -124,11 +131,8 @@ async fn make_in(
     entry: &Entry,
     spec: &Spec,
 ) -> Result<(StandIn, Daemon), (CliError, Option<Daemon>)> {
-    let (run_dir, daemon) = sandbox(global, &a.id, entry).await.map_err(|e| (e, None))?;
-    let network_of = match daemon_of(&run_dir) {
-        Ok(pid) => pid,
-        Err(err) => return Err((err, Some(daemon))),
-    };
+    // The daemon is in the sandbox's network namespace.
+    let (run_dir, daemon, network_of) = sandbox(global, &a.id, entry).await.map_err(|e| (e, None))?;
     let done = async {
         let process = spec.process.clone().unwrap_or_default();
         let stand_in = StandIn::start(&StandInSpec {
