@@ -58,8 +58,7 @@ pub struct Remains {
 }
 
 /// Ends every process of the sandbox, and removes its mounts, cgroups, what it did in the engine's network namespace, and its
-/// directory. Where there is no state file
-/// (never written, or damaged) the daemon is found by its socket, its processes go with it, the directory shows the rest,
+/// directory. Where there is no state file (never written, or damaged) the daemon is found by its socket, its processes go with it, the directory shows the rest,
 /// and `cgroups_path`, the spec's, tells the cgroup. Safe to call twice, and when nothing is there.
 ///
 /// # Errors

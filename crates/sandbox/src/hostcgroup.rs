@@ -73,9 +73,8 @@ impl HostCgroup {
                 .map_err(|source| CgroupError::Systemd { path: cgroups_path.to_owned(), source })?;
             await_unit(&relative);
         }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut dirs = Vec::new();
-        for h in hierarchies(&mounts) {
+        for h in mounted() {
             let dir = h.mount.join(&relative);
             let made = match std::fs::create_dir_all(&dir) {
                 Ok(()) if h.cpuset => inherit_cpuset(&h.mount, &relative),
@@ -95,8 +94,7 @@ impl HostCgroup {
     /// Those directories of the cgroup that are there; for what has to be removed without having been made by us.
     pub fn find(cgroups_path: &str) -> HostCgroup {
         let Ok(Some(relative)) = relative(cgroups_path) else { return HostCgroup::default() };
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let dirs = hierarchies(&mounts).into_iter().map(|h| h.mount.join(&relative));
+        let dirs = mounted().into_iter().map(|h| h.mount.join(&relative));
         HostCgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect() }
     }
 
@@ -117,8 +115,7 @@ impl HostCgroup {
 
     /// Moves this process out of it, to where it keeps nothing from being removed.
     pub fn leave(&self) {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for h in hierarchies(&mounts).iter().filter(|h| self.dirs.iter().any(|dir| dir.starts_with(&h.mount))) {
+        for h in mounted().iter().filter(|h| self.dirs.iter().any(|dir| dir.starts_with(&h.mount))) {
             if let Err(e) = std::fs::write(h.mount.join("cgroup.procs"), std::process::id().to_string()) {
                 tracing::debug!("cannot leave for {}: {e}", h.mount.display());
             }
@@ -151,13 +148,9 @@ fn relative(cgroups_path: &str) -> Result<Option<PathBuf>, CgroupError> {
     if cgroups_path.is_empty() {
         return Ok(None);
     }
-    let text = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
-        [slice, prefix, name] => {
-            let slice = if slice.is_empty() { "system.slice" } else { slice };
-            let scope = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
-            format!("{}{scope}", expand_slice(slice))
-        }
-        _ => cgroups_path.trim_start_matches('/').to_owned(),
+    let text = match unit(cgroups_path) {
+        Some((slice, unit)) => format!("{}{unit}", expand_slice(slice)),
+        None => cgroups_path.trim_start_matches('/').to_owned(),
     };
     if text.split('/').any(|part| part == "..") {
         return Err(CgroupError::Path(cgroups_path.to_owned()));
@@ -165,21 +158,25 @@ fn relative(cgroups_path: &str) -> Result<Option<PathBuf>, CgroupError> {
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
 }
 
-/// The slice and the name of the scope that `slice:prefix:name` means; `None` for a path, and for a slice, which systemd
-/// makes of itself when something is in it.
-fn scope(cgroups_path: &str) -> Option<(&str, String)> {
+/// The slice and the unit in it that `slice:prefix:name` means: a scope, or another slice; `None` for a path.
+fn unit(cgroups_path: &str) -> Option<(&str, String)> {
     let [slice, prefix, name] = cgroups_path.split(':').collect::<Vec<_>>()[..] else { return None };
     let slice = if slice.is_empty() { "system.slice" } else { slice };
-    (!name.ends_with(".slice")).then(|| (slice, format!("{prefix}-{name}.scope")))
+    let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+    Some((slice, unit))
+}
+
+/// The same, of a scope: systemd makes a slice of itself when something is in it.
+fn scope(cgroups_path: &str) -> Option<(&str, String)> {
+    unit(cgroups_path).filter(|(_, unit)| !unit.ends_with(".slice"))
 }
 
 /// Waits until systemd, which has queued the job, has made the directory in the hierarchy that it looks after.
 fn await_unit(relative: &Path) {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let its_own =
         |h: &&Hierarchy| h.mount.ends_with("systemd") || h.mount.ends_with("unified") || h.mount.ends_with("cgroup");
-    let hierarchies = hierarchies(&mounts);
-    let Some(h) = hierarchies.iter().find(its_own) else { return };
+    let all = mounted();
+    let Some(h) = all.iter().find(its_own) else { return };
     let deadline = Instant::now() + UNIT_WITHIN;
     while !h.mount.join(relative).exists() {
         if Instant::now() >= deadline {
@@ -214,6 +211,11 @@ fn is_denied(e: &io::Error) -> bool {
 struct Hierarchy {
     mount: PathBuf,
     cpuset: bool,
+}
+
+/// Those that this process sees.
+fn mounted() -> Vec<Hierarchy> {
+    hierarchies(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
 }
 
 /// The cgroup mounts of a mountinfo (proc_pid_mountinfo(5)).
