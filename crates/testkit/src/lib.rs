@@ -4,6 +4,7 @@
 //! - [`leaks`]: what was there before a test, and what is there after it
 //! - [`bundle`], [`rootfs`], [`image`]: what containers are made of
 //! - [`runtime`]: our own command line with a root of its own
+//! - [`kubelet`]: volumes as Kubernetes gives them
 //! - [`engine`]: containerd, Docker and Podman, each in directories of its own
 //! - [`fake`]: a VMM without a machine
 //! - [`noise`]: bytes to be counted
@@ -17,6 +18,7 @@ pub mod engine;
 pub mod fake;
 pub mod harness;
 pub mod image;
+pub mod kubelet;
 pub mod leaks;
 pub mod noise;
 pub mod programs;

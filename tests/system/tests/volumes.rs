@@ -1,46 +1,20 @@
 //! Volumes in real machines, given as Kubernetes gives them: by the directories that a kubelet would have, with ctr.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_testkit::cmd::Cmd;
 use kata_testkit::engine::Containerd;
 use kata_testkit::image::BUSYBOX;
+use kata_testkit::kubelet::{publish, volume};
 use kata_testkit::leaks::Guard;
 use kata_testkit::programs::await_event;
 use kata_testkit::wait;
 
 /// For what happens at once in a VM that runs, on a slow machine.
 const SOON: Duration = Duration::from_secs(15);
-
-/// A volume of a plugin's.
-fn volume(containerd: &Containerd, plugin: &str, name: &str) -> PathBuf {
-    let dir = containerd.file(&format!("kubelet/pods/u/volumes/kubernetes.io~{plugin}/{name}"));
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-/// As the kubelet writes a volume.
-fn publish(volume: &Path, version: &str, files: &[(&str, &str)]) {
-    let data = volume.join(format!("..{version}"));
-    fs::create_dir(&data).unwrap();
-    for (name, content) in files {
-        fs::write(data.join(name), content).unwrap();
-        fs::set_permissions(data.join(name), fs::Permissions::from_mode(0o440)).unwrap();
-        std::os::unix::fs::chown(data.join(name), Some(0), Some(2000)).unwrap();
-    }
-    let old = fs::read_link(volume.join("..data")).ok();
-    symlink(format!("..{version}"), volume.join("..data_tmp")).unwrap();
-    fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
-    for (name, _) in files {
-        drop(symlink(format!("..data/{name}"), volume.join(name)));
-    }
-    if let Some(old) = old {
-        fs::remove_dir_all(volume.join(old)).unwrap();
-    }
-}
 
 fn bind(source: &Path, at: &str, options: &str) -> String {
     format!("type=bind,src={},dst={at},options={options}", source.display())
@@ -73,8 +47,8 @@ fn end(containerd: &Containerd, id: &str) {
 fn updates_of_a_configmap_wake_who_watches_it() {
     let _leaks = Guard::new();
     let containerd = Containerd::start();
-    let config = volume(&containerd, "configmap", "settings");
-    publish(&config, "v1", &[("key", "one"), ("gone", "x")]);
+    let config = volume(&containerd.file(""), "configmap", "settings");
+    publish(&config, "v1", &[("key", "one"), ("gone", "x")], 2000);
     let program = containerd.file("await-event");
     await_event(&program);
     let script = "cat /config/key; echo; stat -Lc %a-%g /config/key; /bin/await-event /config ..data; cat /config/key; \
@@ -88,10 +62,10 @@ fn updates_of_a_configmap_wake_who_watches_it() {
     let flags: Vec<&str> = mounts.iter().flat_map(|m| ["--mount", m]).collect();
     let out = detached(&containerd, "c1", &flags, script);
     says(&out, "one\n440-2000\nwatching\n");
-    publish(&config, "v2", &[("key", "two")]);
+    publish(&config, "v2", &[("key", "two")], 2000);
     fs::remove_file(config.join("gone")).unwrap();
     says(&out, "watching\ntwo\nkey\none\nend\n");
-    publish(&config, "v3", &[("key", "three")]);
+    publish(&config, "v3", &[("key", "three")], 2000);
     says(&out, "followed");
     end(&containerd, "c1");
     containerd.holds_nothing();
@@ -152,7 +126,7 @@ fn block_devices_of_the_host_are_plugged() {
 fn memory_volumes_files_and_later_mounts() {
     let _leaks = Guard::new();
     let containerd = Containerd::start();
-    let cache = volume(&containerd, "empty-dir", "cache");
+    let cache = volume(&containerd.file(""), "empty-dir", "cache");
     let tree = containerd.file("tree");
     fs::create_dir_all(tree.join("later")).unwrap();
     let file = containerd.file("termination-log");
@@ -199,7 +173,7 @@ fn memory_volumes_files_and_later_mounts() {
 fn huge_pages_are_set_aside_for_volumes() {
     let _leaks = Guard::new();
     let containerd = Containerd::start();
-    let huge = volume(&containerd, "empty-dir", "huge");
+    let huge = volume(&containerd.file(""), "empty-dir", "huge");
     let mounted =
         Cmd::new("mount").args(["-t", "hugetlbfs", "-o", "pagesize=2M,size=8M,mode=1770", "none"]).arg(&huge).run();
     if !mounted.status.is_some_and(|s| s.success()) {

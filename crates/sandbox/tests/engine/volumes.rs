@@ -1,42 +1,17 @@
 //! Kubernetes' volumes, in directories that look like the kubelet's.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use kata_sandbox::{Endpoint, SandboxError, StdioSpec};
 use kata_testkit::harness::block_on;
+use kata_testkit::kubelet::{publish, volume};
 use kata_testkit::programs::await_event;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use crate::support::Fixture;
-
-/// A volume of a plugin's.
-fn volume(b: &Fixture, plugin: &str, name: &str) -> PathBuf {
-    let dir = b.file(&format!("kubelet/pods/u/volumes/kubernetes.io~{plugin}/{name}"));
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-/// As the kubelet writes a volume: a directory, one renaming of `..data`, links to what is in it.
-fn publish(volume: &Path, version: &str, files: &[(&str, &str)]) {
-    let data = volume.join(format!("..{version}"));
-    fs::create_dir(&data).unwrap();
-    for (name, content) in files {
-        fs::write(data.join(name), content).unwrap();
-        fs::set_permissions(data.join(name), fs::Permissions::from_mode(0o440)).unwrap();
-    }
-    let old = fs::read_link(volume.join("..data")).ok();
-    symlink(format!("..{version}"), volume.join("..data_tmp")).unwrap();
-    fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
-    for (name, _) in files {
-        drop(symlink(format!("..data/{name}"), volume.join(name)));
-    }
-    if let Some(old) = old {
-        fs::remove_dir_all(volume.join(old)).unwrap();
-    }
-}
 
 fn bind(source: &Path, at: &str, options: &[&str]) -> Value {
     json!({ "destination": at, "type": "bind", "source": source, "options": options })
@@ -51,8 +26,8 @@ async fn create(b: &Fixture, id: &str, script: &str, mounts: Vec<Value>) -> Resu
 pub fn updates_of_a_volume_wake_who_watches_it() {
     block_on(async {
         let b = Fixture::start();
-        let config = volume(&b, "configmap", "settings");
-        publish(&config, "v1", &[("key", "one"), ("gone", "x")]);
+        let config = volume(&b.file(""), "configmap", "settings");
+        publish(&config, "v1", &[("key", "one"), ("gone", "x")], 0);
         let sub = config.join("..v1/key");
         let program = b.file("await-event");
         await_event(&program);
@@ -69,7 +44,7 @@ pub fn updates_of_a_volume_wake_who_watches_it() {
         create(&b, "c1", script, mounts).await.unwrap();
         b.sandbox.start_process("c1", "").await.unwrap();
         b.says("c1", "one\n440-0\nread-only\nwatching\n").await;
-        publish(&config, "v2", &[("key", "two")]);
+        publish(&config, "v2", &[("key", "two")], 0);
         fs::remove_file(config.join("gone")).unwrap();
         b.says("c1", "two\nkey\none\nend\n").await;
 
@@ -81,7 +56,7 @@ pub fn updates_of_a_volume_wake_who_watches_it() {
         b.sandbox.kill("c1", "", 9, false).await.unwrap();
         b.wait("c1", "").await;
         b.sandbox.delete("c1", "").await.unwrap();
-        publish(&config, "v3", &[("key", "three")]);
+        publish(&config, "v3", &[("key", "three")], 0);
         assert_eq!(b.wait("c2", "").await, (0, None));
         b.says("c2", "two\nthree").await;
         b.sandbox.delete("c2", "").await.unwrap();
@@ -92,10 +67,10 @@ pub fn updates_of_a_volume_wake_who_watches_it() {
 pub fn memory_is_shared_and_outlives_containers() {
     block_on(async {
         let b = Fixture::start();
-        let cache = volume(&b, "empty-dir", "cache");
+        let cache = volume(&b.file(""), "empty-dir", "cache");
         let data = Some("size=1m,mode=2770,gid=1234");
         mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), data).unwrap();
-        let disk = volume(&b, "empty-dir", "disk");
+        let disk = volume(&b.file(""), "empty-dir", "disk");
         let mounts = || vec![bind(&cache, "/cache", &["rbind"]), bind(&disk, "/disk", &["rbind"])];
         create(&b, "keeps", "sleep 1000", vec![]).await.unwrap();
         let script = "stat -c %a-%g /cache; df -k /cache | tail -1 | tr -s ' ' | cut -d' ' -f2; echo kept > /cache/f; \
