@@ -107,15 +107,13 @@ fn get(suite: &str, work: &Path) -> Result<()> {
 
 /// The start of a line of sources for the Debian archive that this system already uses.
 fn mirror() -> Result<String> {
-    let archives = || {
-        let format = "$(CODENAME) $(COMPONENT) $(REPO_URI)";
-        run::output(&mut run::cmd("apt-get", ["indextargets", "--format", format, "Created-By: Packages"]))
-    };
     let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     let codename = codename.context("/etc/os-release names no VERSION_CODENAME")?;
-    let uri = archives()?.lines().find_map(|line| line.strip_prefix(&format!("{codename} main "))?.to_owned().into());
-    let uri: String = uri.with_context(|| format!("apt has no source for {codename} main"))?;
+    let format = "$(CODENAME) $(COMPONENT) $(REPO_URI)";
+    let archives = run::output(&mut run::cmd("apt-get", ["indextargets", "--format", format, "Created-By: Packages"]))?;
+    let uri = archives.lines().find_map(|line| line.strip_prefix(&format!("{codename} main ")));
+    let uri = uri.with_context(|| format!("apt has no source for {codename} main"))?;
     // Signed by Debian's keys, of which each release has those of its time and some of the next.
     Ok(format!("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {uri}"))
 }
