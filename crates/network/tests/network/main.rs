@@ -257,7 +257,8 @@ fn the_host_hears_name_servers_if_it_is_to() {
     };
     assert_eq!(ask(53), None, "without being told, the host hears nothing");
     hear_name_servers(&inside, &a.attachment).unwrap();
-    assert!(ask(53).is_some_and(|port| port >= 61_440));
+    // The first question has left an unanswered ARP request, which is sent again only after a second (arp(7)).
+    assert!((0..10).find_map(|_| ask(53)).is_some_and(|port| port >= 61_440));
     assert_eq!(ask(54), None);
     // The guest hears ARP as well.
     let outer = connect(&outside, Model::Tcfilter, 1);
