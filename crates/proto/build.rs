@@ -3,7 +3,7 @@
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = ["types", "csi", "oci", "health", "agent"].map(|p| format!("protos/{p}.proto"));
+    let protos = ["types", "csi", "oci", "health", "agent", "cri"].map(|p| format!("protos/{p}.proto"));
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("gen");
     std::fs::create_dir_all(&out)?;
     for p in &protos {

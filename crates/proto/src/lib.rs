@@ -13,4 +13,4 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/gen/modules.inc"));
 }
 
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
+pub use generated::{agent, agent_ttrpc, cri, csi, health, health_ttrpc, oci, types};

@@ -17,6 +17,7 @@ mod network;
 mod place;
 #[doc(hidden)]
 pub mod plan;
+mod pod_files;
 mod process;
 mod retire;
 mod role;
@@ -42,6 +43,7 @@ pub use machine::{
 pub use network::{Joined as JoinedNetwork, NetworkError, NetworkRecord};
 pub use place::{Place, PlaceError, place};
 pub use plan::PlanError;
+pub use pod_files::{PodFiles, PodFilesError, PodNames};
 pub use process::{Exit, Process};
 pub use retire::retire;
 pub use role::{Role, RoleError, joined_pids, role};

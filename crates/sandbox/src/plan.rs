@@ -335,9 +335,8 @@ fn shared_memory(m: &Mount, host: &dyn Host) -> pb::Mount {
     shm.source = "shm".into();
     shm.type_ = "tmpfs".into();
     shm.options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec();
-    if let Some(bytes) = host.size(Path::new(&m.source)) {
-        shm.options.push(format!("size={bytes}"));
-    }
+    let said = m.options.iter().find(|o| o.starts_with("size=")).cloned();
+    shm.options.extend(said.or_else(|| host.size(Path::new(&m.source)).map(|bytes| format!("size={bytes}"))));
     shm
 }
 

@@ -31,6 +31,7 @@ use crate::guest_log;
 use crate::hostcgroup::HostCgroup;
 use crate::machine::{self, BeginSpec, Identity, Machine};
 use crate::network::{Joined as JoinedNetwork, Network};
+use crate::pod_files::PodFiles;
 use crate::process::{Exit, Process, REASON_WITHIN};
 use crate::sizing::Millicpus;
 use crate::state::{ProcessRecord, StateFile};
@@ -61,6 +62,8 @@ pub struct Options {
     pub events: Events,
     /// Where what bundles name is looked for.
     pub view: View,
+    /// What its containers get from it where the engine gives them nothing.
+    pub files: Option<PodFiles>,
 }
 
 /// A container to make.

@@ -55,7 +55,7 @@ pub enum SharedError {
 }
 
 /// Replaces, in `spec`, the paths of namespaces that are the sandbox's or a neighbour's. Where a neighbour has the guest's own,
-/// the container gets that as well.
+/// the container gets that as well. The pod's kernel parameters become the container's.
 ///
 /// # Errors
 /// [`SharedError`].
@@ -74,6 +74,13 @@ pub fn resolve(spec: &mut Spec, neighbours: &[Neighbour<'_>]) -> Result<(), Shar
         out.push(ns);
     }
     linux.namespaces = out;
+    // A pod's kernel parameters are those of namespaces that its containers share, and what stands for the pod has no process
+    // that could set them: each container does, to the same.
+    for stands in neighbours.iter().filter(|n| n.stands) {
+        for (key, value) in stands.spec.linux.iter().flat_map(|l| &l.sysctl) {
+            linux.sysctl.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
     Ok(())
 }
 
@@ -172,6 +179,21 @@ mod tests {
         assert_eq!(resolved(&others, &[sandbox]).unwrap(), pairs(&others));
         // The guest's paths are not for engines.
         assert!(matches!(resolved(&[("ipc", &ipc)], &[sandbox]), Err(SharedError::Guests { .. })));
+    }
+
+    #[test]
+    fn a_pods_kernel_parameters_are_those_of_its_containers_which_may_have_others() {
+        let with = |sysctl: serde_json::Value| -> Spec {
+            serde_json::from_value(serde_json::json!({ "linux": { "sysctl": sysctl } })).unwrap()
+        };
+        let pause = with(serde_json::json!({ "kernel.shm_rmid_forced": "1", "net.core.somaxconn": "64" }));
+        let sandbox = Neighbour { id: "s", pid: 7, stands: true, spec: &pause };
+        let real = with(serde_json::json!({ "kernel.msgmax": "1" }));
+        let neighbour = Neighbour { id: "c", pid: 7, stands: false, spec: &real };
+        let mut spec = with(serde_json::json!({ "net.core.somaxconn": "128" }));
+        resolve(&mut spec, &[sandbox, neighbour]).unwrap();
+        let has: Vec<_> = spec.linux.unwrap().sysctl.into_iter().collect();
+        assert_eq!(has, pairs(&[("kernel.shm_rmid_forced", "1"), ("net.core.somaxconn", "128")]));
     }
 
     #[test]

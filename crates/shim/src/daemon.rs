@@ -1,6 +1,7 @@
 //! `kata sandbox-daemon`: the process that is one sandbox.
 
 mod args;
+mod making;
 mod namespace;
 mod traces;
 mod waiting;
@@ -13,28 +14,33 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use kata_config::Config;
 use kata_metrics::Durations;
 use kata_network::Netns;
-use kata_sandbox::{
-    HostCgroup, JoinedNetwork, Machine, Options, Ready, Sandbox, attach_socket, monitor_socket, task_socket,
-};
+use kata_sandbox::{Owner, Ready, attach_socket, monitor_socket, task_socket};
 use kata_storage::View;
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::Notify;
 
 use crate::attach::Attachments;
+use crate::engine::Engine;
+use crate::pod::{Make, SandboxService};
 use crate::service::TaskService;
-use crate::{attach, logging, management, observed, publish};
+use crate::{logging, observed};
 use args::Args;
+use making::{Has, Making};
 use traces::Traces;
 
 /// Threads for calls that block go again soon: each costs memory, and stays in the mount namespace it was made in.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// containerd creates its sandbox as soon as the daemon serves; longer than it takes on a node that swaps.
+const CREATED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Runs until the sandbox is shut down. `args`: without the mode's word.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -113,20 +119,6 @@ impl Sockets {
     }
 }
 
-/// What a sandbox begins with.
-enum Has {
-    /// All of it.
-    Machine {
-        machine: Box<Machine>,
-        /// The network of whoever asks for the sandbox.
-        host: Netns,
-        /// A new one for the sandbox.
-        spare: Netns,
-    },
-    /// It has to get a machine.
-    Nothing { host: Netns },
-}
-
 async fn serve(args: &Args, view: View) -> Result<(), String> {
     let loaded = kata_factory::config(args.config.as_deref()).map_err(|e| e.to_string())?;
     let mut config = loaded.config;
@@ -142,14 +134,13 @@ async fn serve(args: &Args, view: View) -> Result<(), String> {
     serving.until_its_end(args).await
 }
 
-/// A sandbox and who it is served to.
+/// A sandbox, or what is to be one, and who it is served to.
 struct Serving {
-    sandbox: Arc<Sandbox>,
+    engine: Arc<Engine>,
+    pod: Option<Arc<SandboxService>>,
     server: ttrpc::r#async::Server,
     exit: Arc<Notify>,
     terminate: Signal,
-    publisher: tokio::task::JoinHandle<()>,
-    stop: oneshot::Sender<()>,
     traces: Traces,
 }
 
@@ -164,58 +155,54 @@ impl Serving {
     ) -> Result<Serving, String> {
         let owner = args.owner()?;
         let id = SandboxId::new(args.id.clone()).map_err(|e| e.to_string())?;
-        let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
-        let traces = Traces::begin(&config, id.as_str())?;
         let terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
-        let (machine, host, spare) = match has {
-            Has::Machine { machine, host, spare } => (Some(machine), host, Some(spare)),
-            Has::Nothing { host } => (None, host, None),
-        };
-        // Engines find the container's network through our pid: from here on this thread, the main one, is in it.
-        let network = JoinedNetwork::of(&spec, &config.runtime, host, spare).map_err(|e| e.to_string())?;
-        let (events, received) = mpsc::unbounded_channel();
-        // Last: from here on the sandbox's state file tells of it.
-        let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
-        let cgroup = HostCgroup::make(cgroups_path).map_err(|e| e.to_string())?;
-        let options = Options {
+        let traces = Traces::begin(&config, id.as_str())?;
+        let (engine, attachments) = (Arc::new(Engine::default()), Attachments::default());
+        let (exit, durations) = (Arc::new(Notify::new()), Arc::new(Durations::default()));
+        let Sockets { tasks, shims, operators } = sockets;
+        let making = Making {
             id,
             run_dir: args.run_dir.clone(),
             config,
             vmm,
-            cgroup: cgroup.clone(),
-            network,
-            hostname: spec.hostname.clone(),
-            events,
+            has,
             view,
+            tracer: traces.tracer().cloned(),
+            namespace: args.namespace.clone().unwrap_or_default(),
+            events: args.events.clone(),
+            shims,
+            operators,
+            attachments: attachments.clone(),
+            durations: Arc::clone(&durations),
+            engine: Arc::clone(&engine),
         };
-        let begun = async {
-            match machine {
-                None => Sandbox::start(options),
-                Some(machine) => Sandbox::adopt(options, *machine).await,
-            }
+        let containerds = matches!(owner, Owner::Containerd(_));
+        // Without a spec it is a sandbox of containerd's Sandbox API, which says later what it is to be.
+        let unmade: Option<Box<dyn Make>> = if containerds && !args.bundle.join("config.json").exists() {
+            Some(Box::new(making))
+        } else {
+            let spec = kata_oci::load_spec(&args.bundle).map_err(|e| e.to_string())?;
+            making.make(&spec, None).await?;
+            None
         };
-        let sandbox = kata_trace::within(traces.tracer(), begun).await;
-        let sandbox = sandbox.map_err(|e| {
-            cgroup.leave();
-            cgroup.remove();
-            e.to_string()
-        })?;
-        let namespace = args.namespace.clone().unwrap_or_default();
-        let (stop, stopped) = oneshot::channel();
-        let publisher = tokio::spawn(publish::run(namespace, args.events.clone(), received, stopped));
-
-        let attachments = Attachments::default();
-        let exit = Arc::new(Notify::new());
-        let durations = Arc::new(Durations::default());
-        let service = TaskService::new(Arc::clone(&sandbox), attachments.clone(), Arc::clone(&exit));
+        let waits = unmade.is_some();
+        let service = TaskService::new(Arc::clone(&engine), attachments, Arc::clone(&exit));
         let mut server = ttrpc::r#async::Server::new()
-            .add_listener(listener(sockets.tasks))
+            .add_listener(listener(tasks))
             .register_service(observed::observed(both_versions(Arc::new(service)), &durations, traces.tracer()));
+        let pod = containerds.then(|| {
+            let (engine, exit) = (Arc::clone(&engine), Arc::clone(&exit));
+            Arc::new(SandboxService::new(&args.id, args.bundle.clone(), engine, unmade, exit))
+        });
+        if let Some(pod) = &pod {
+            server = server.register_service(create_sandbox(Arc::clone(pod) as _));
+        }
         server.start().await.map_err(|e| format!("the task service: {e}"))?;
-        tokio::spawn(attach::serve(sockets.shims, attachments, Arc::clone(&sandbox)));
-        tokio::spawn(management::serve(sockets.operators, Arc::clone(&sandbox), durations));
-        tracing::info!(id = args.id, ?owner, "serving");
-        Ok(Serving { sandbox, server, exit, terminate, publisher, stop, traces })
+        tracing::info!(id = args.id, ?owner, waits, "serving");
+        if let Some(pod) = pod.as_ref().filter(|_| waits) {
+            tokio::spawn(give_up(Arc::clone(pod), Arc::clone(&exit)));
+        }
+        Ok(Serving { engine, pod, server, exit, terminate, traces })
     }
 
     async fn until_its_end(mut self, args: &Args) -> Result<(), String> {
@@ -223,24 +210,37 @@ impl Serving {
             () = self.exit.notified() => {}
             _ = self.terminate.recv() => {
                 tracing::warn!("SIGTERM: the sandbox ends");
-                self.sandbox.shutdown().await;
+                if let Ok(sandbox) = self.engine.sandbox() {
+                    sandbox.shutdown().await;
+                }
             }
         }
         // The answer to Shutdown, and the last events, are still on their way.
         drop(tokio::time::timeout(Duration::from_millis(500), self.server.shutdown()).await);
         drop(self.server);
+        if let Some(pod) = &self.pod {
+            pod.abandon().await;
+        }
         // From here on the id can be used again; what is left goes under another name.
         let ending = kata_sandbox::retire(&args.run_dir);
-        self.sandbox.gone().await;
-        drop(self.sandbox);
-        // The publisher may have ended; then there is nothing to stop.
-        let _ = self.stop.send(());
-        drop(tokio::time::timeout(Duration::from_secs(2), self.publisher).await);
+        if let Ok(sandbox) = self.engine.sandbox() {
+            sandbox.gone().await;
+        }
+        self.engine.told().await;
         self.traces.end().await;
         if let Err(err) = kata_storage::remove_run_dir(&ending) {
             tracing::warn!("{err}");
         }
         Ok(())
+    }
+}
+
+/// Ends a daemon that nobody has asked for its sandbox.
+async fn give_up(pod: Arc<SandboxService>, exit: Arc<Notify>) {
+    tokio::time::sleep(CREATED_WITHIN).await;
+    if pod.abandon().await {
+        tracing::error!("no sandbox was asked for within {CREATED_WITHIN:?}: the daemon ends");
+        exit.notify_one();
     }
 }
 

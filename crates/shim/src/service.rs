@@ -15,11 +15,12 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Result};
 
 use crate::attach::{Attached, Attachments};
+use crate::engine::Engine;
 use crate::{convert, stats};
 
 /// The service.
 pub struct TaskService {
-    sandbox: Arc<Sandbox>,
+    engine: Arc<Engine>,
     attachments: Attachments,
     exit: Arc<Notify>,
     pid: i32,
@@ -27,8 +28,8 @@ pub struct TaskService {
 
 impl TaskService {
     /// Over this engine; `exit` is notified when the daemon should end.
-    pub fn new(sandbox: Arc<Sandbox>, attachments: Attachments, exit: Arc<Notify>) -> TaskService {
-        TaskService { sandbox, attachments, exit, pid: std::process::id().cast_signed() }
+    pub fn new(engine: Arc<Engine>, attachments: Attachments, exit: Arc<Notify>) -> TaskService {
+        TaskService { engine, attachments, exit, pid: std::process::id().cast_signed() }
     }
 
     /// stdio from addresses, or from a shim that has attached; and the pid that stands for the process.
@@ -53,17 +54,21 @@ impl TaskService {
         Ok((stdio, self.pid, None))
     }
 
+    fn sandbox(&self) -> Result<&Arc<Sandbox>> {
+        self.engine.sandbox()
+    }
+
     /// A failure in ttrpc's terms; where the guest was lost, with the reason for that.
     async fn told<T>(&self, result: std::result::Result<T, SandboxError>) -> Result<T> {
         match result {
             Ok(value) => Ok(value),
-            Err(err) => Err(failed(self.sandbox.explained(err).await)),
+            Err(err) => Err(failed(self.sandbox()?.explained(err).await)),
         }
     }
 
     fn bind(&self, attached: Option<Attached>, container: &str, exec: &str) {
         if let Some(attached) = attached
-            && let Ok(process) = self.sandbox.process(container, exec)
+            && let Ok(process) = self.sandbox().and_then(|sandbox| sandbox.process(container, exec).map_err(failed))
         {
             // The shim may have died meanwhile; its connection's task then sees to the process.
             drop(attached.bound.send(process));
@@ -89,16 +94,16 @@ fn task_status(status: Status) -> TaskStatus {
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, r: api::StateRequest) -> Result<api::StateResponse> {
-        let process = self.sandbox.process(&r.id, &r.exec_id).map_err(failed)?;
+        let process = self.sandbox()?.process(&r.id, &r.exec_id).map_err(failed)?;
         let mut out = api::StateResponse::new();
         out.id = r.id.clone();
         out.exec_id = r.exec_id;
-        out.bundle = self.sandbox.bundle(&r.id).map_err(failed)?.to_string_lossy().into_owned();
+        out.bundle = self.sandbox()?.bundle(&r.id).map_err(failed)?.to_string_lossy().into_owned();
         out.pid = process.pid.cast_unsigned();
         let mut status = process.status();
         if !out.exec_id.is_empty() && status == Status::Running {
             // An exec is frozen with its container.
-            status = self.sandbox.process(&r.id, "").map_or(status, |init| match init.status() {
+            status = self.sandbox()?.process(&r.id, "").map_or(status, |init| match init.status() {
                 Status::Paused => Status::Paused,
                 _ => status,
             });
@@ -131,7 +136,7 @@ impl Task for TaskService {
             .collect();
         let request =
             CreateRequest { id: r.id.clone(), bundle: PathBuf::from(&r.bundle), rootfs, stdio, addresses, pid };
-        let pid = self.told(self.sandbox.create(request).await).await?;
+        let pid = self.told(self.sandbox()?.create(request).await).await?;
         self.bind(attached, &r.id, "");
         let mut out = api::CreateTaskResponse::new();
         out.pid = pid.cast_unsigned();
@@ -139,14 +144,14 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, r: api::StartRequest) -> Result<api::StartResponse> {
-        let pid = self.told(self.sandbox.start_process(&r.id, &r.exec_id).await).await?;
+        let pid = self.told(self.sandbox()?.start_process(&r.id, &r.exec_id).await).await?;
         let mut out = api::StartResponse::new();
         out.pid = pid.cast_unsigned();
         Ok(out)
     }
 
     async fn delete(&self, _: &TtrpcContext, r: api::DeleteRequest) -> Result<api::DeleteResponse> {
-        let (pid, exit) = self.told(self.sandbox.delete(&r.id, &r.exec_id).await).await?;
+        let (pid, exit) = self.told(self.sandbox()?.delete(&r.id, &r.exec_id).await).await?;
         let mut out = api::DeleteResponse::new();
         out.pid = pid.cast_unsigned();
         out.exit_status = exit.status.cast_unsigned();
@@ -156,7 +161,7 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, r: api::PidsRequest) -> Result<api::PidsResponse> {
         let mut out = api::PidsResponse::new();
-        for (pid, _) in self.sandbox.processes(&r.id).map_err(failed)? {
+        for (pid, _) in self.sandbox()?.processes(&r.id).map_err(failed)? {
             let mut info = ProcessInfo::new();
             info.pid = pid.cast_unsigned();
             out.processes.push(info);
@@ -165,12 +170,12 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: api::PauseRequest) -> Result<api::Empty> {
-        self.told(self.sandbox.pause(&r.id).await).await?;
+        self.told(self.sandbox()?.pause(&r.id).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: api::ResumeRequest) -> Result<api::Empty> {
-        self.told(self.sandbox.resume(&r.id).await).await?;
+        self.told(self.sandbox()?.resume(&r.id).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -179,7 +184,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: api::KillRequest) -> Result<api::Empty> {
-        self.told(self.sandbox.kill(&r.id, &r.exec_id, r.signal, r.all).await).await?;
+        self.told(self.sandbox()?.kill(&r.id, &r.exec_id, r.signal, r.all).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -190,19 +195,19 @@ impl Task for TaskService {
         let addresses = [r.stdin.clone(), r.stdout.clone(), r.stderr.clone()];
         let (stdio, pid, attached) = self.stdio((&r.id, &r.exec_id), r.terminal, &addresses)?;
         let process = kata_oci::Process { terminal: r.terminal, ..process };
-        self.sandbox.add_exec(&r.id, &r.exec_id, process, stdio, addresses, pid).map_err(failed)?;
+        self.sandbox()?.add_exec(&r.id, &r.exec_id, process, stdio, addresses, pid).map_err(failed)?;
         self.bind(attached, &r.id, &r.exec_id);
         Ok(api::Empty::new())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, r: api::ResizePtyRequest) -> Result<api::Empty> {
-        self.told(self.sandbox.resize(&r.id, &r.exec_id, r.height, r.width).await).await?;
+        self.told(self.sandbox()?.resize(&r.id, &r.exec_id, r.height, r.width).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, r: api::CloseIORequest) -> Result<api::Empty> {
         if r.stdin {
-            self.told(self.sandbox.close_stdin(&r.id, &r.exec_id).await).await?;
+            self.told(self.sandbox()?.close_stdin(&r.id, &r.exec_id).await).await?;
         }
         Ok(api::Empty::new())
     }
@@ -210,12 +215,12 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, r: api::UpdateTaskRequest) -> Result<api::Empty> {
         let resources: kata_oci::Resources = serde_json::from_slice(&r.resources.value)
             .map_err(|e| convert::status(Code::INVALID_ARGUMENT, format!("the resources are not valid: {e}")))?;
-        self.told(self.sandbox.update(&r.id, &resources).await).await?;
+        self.told(self.sandbox()?.update(&r.id, &resources).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, r: api::WaitRequest) -> Result<api::WaitResponse> {
-        let exit = self.sandbox.process(&r.id, &r.exec_id).map_err(failed)?.wait().await;
+        let exit = self.sandbox()?.process(&r.id, &r.exec_id).map_err(failed)?.wait().await;
         let mut out = api::WaitResponse::new();
         out.exit_status = exit.status.cast_unsigned();
         out.exited_at = convert::timestamp(exit.at);
@@ -223,7 +228,7 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, r: api::StatsRequest) -> Result<api::StatsResponse> {
-        let counted = self.told(self.sandbox.stats(&r.id).await).await?;
+        let counted = self.told(self.sandbox()?.stats(&r.id).await).await?;
         let mut out = api::StatsResponse::new();
         out.stats = Some(stats::metrics(&counted, stats::Shape::of_host())?).into();
         Ok(out)
@@ -232,7 +237,7 @@ impl Task for TaskService {
     async fn connect(&self, _: &TtrpcContext, r: api::ConnectRequest) -> Result<api::ConnectResponse> {
         let mut out = api::ConnectResponse::new();
         out.shim_pid = self.pid.cast_unsigned();
-        if let Ok(process) = self.sandbox.process(&r.id, "") {
+        if let Ok(process) = self.sandbox().and_then(|sandbox| sandbox.process(&r.id, "").map_err(failed)) {
             out.task_pid = process.pid.cast_unsigned();
         }
         out.version = env!("CARGO_PKG_VERSION").into();
@@ -242,9 +247,9 @@ impl Task for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, r: api::ShutdownRequest) -> Result<api::Empty> {
         // containerd asks after every container of a pod; only the last one ends the sandbox.
         if r.now {
-            self.sandbox.shutdown().await;
+            self.sandbox()?.shutdown().await;
             self.exit.notify_one();
-        } else if self.sandbox.shutdown_if_empty(&r.id).await {
+        } else if self.sandbox()?.shutdown_if_empty(&r.id).await {
             self.exit.notify_one();
         }
         Ok(api::Empty::new())

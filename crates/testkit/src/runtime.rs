@@ -243,6 +243,15 @@ impl Sandbox {
     }
 }
 
+/// Kills a process as a crash would.
+///
+/// # Panics
+/// When it is gone already.
+pub fn kill9(pid: i32) {
+    use nix::sys::signal::{Signal, kill};
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("kill -9 {pid}: {e}"));
+}
+
 /// A command's stdout as JSON.
 ///
 /// # Panics

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use kata_testkit::engine::Release;
 use kata_testkit::leaks::Guard;
+use kata_testkit::runtime::{Sandbox, kill9};
 use kata_testkit_cri::api::{self, ContainerState};
+use kata_testkit_cri::node::is_kata;
 use kata_testkit_cri::{Container, Node, Pod};
 
 /// For what happens at once in a VM that runs, on a slow machine.
@@ -63,4 +65,80 @@ fn lives(mut node: Node) {
 fn a_pod_with_a_pause_container() {
     let _leaks = Guard::new();
     lives(Node::of(Release::Newer, None));
+}
+
+/// runc's shim does not serve it.
+macro_rules! by_the_sandbox_api {
+    () => {{
+        if !is_kata() {
+            println!("the oracle has no Sandbox API");
+            return;
+        }
+        Node::of(Release::Newer, Some("shim"))
+    }};
+}
+
+#[test]
+fn a_pod_by_the_sandbox_api() {
+    let _leaks = Guard::new();
+    lives(by_the_sandbox_api!());
+}
+
+#[test]
+fn what_the_sandbox_api_says_of_a_pod_is_what_its_containers_have() {
+    let _leaks = Guard::new();
+    let node = by_the_sandbox_api!();
+    {
+        let dns = api::DnsConfig {
+            servers: vec!["10.96.0.10".into()],
+            searches: vec!["test.svc.cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        };
+        let spec = node.pod("told").shared_pids().with(|config| {
+            config.dns_config = Some(dns);
+            let linux = config.linux.get_or_insert_default();
+            linux.sysctls = [("net.ipv4.ip_unprivileged_port_start".to_owned(), "81".to_owned())].into();
+        });
+        let pod = spec.run();
+        let (one, two) = (service(&pod, "one", 0), service(&pod, "two", 0));
+        assert_eq!(one.out("cat /etc/hostname"), "told");
+        let resolv_conf = "search test.svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5";
+        assert_eq!(two.out("cat /etc/resolv.conf"), resolv_conf);
+        assert_eq!(two.out("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "81");
+        // 64 MiB, as containerd's specs say where they leave it to the sandbox.
+        assert_eq!(one.out("df -k /dev/shm | awk 'END { print $2 }'"), "65536");
+        // The pid namespace is the pod's: each sees the other's processes.
+        assert_eq!(one.out("ps | grep -c 'echo read[y]'"), "2");
+        let request = api::PodSandboxStatusRequest { pod_sandbox_id: pod.id().into(), verbose: true };
+        let status = node.client().pod_sandbox_status(request).unwrap();
+        assert!(status.info.get("machine").is_some_and(|text| text.contains("vmmPid")), "{:?}", status.info);
+        let request = api::PodSandboxStatsRequest { pod_sandbox_id: pod.id().into() };
+        let stats = node.client().pod_sandbox_stats(request).unwrap().stats.unwrap_or_default();
+        let cpu = stats.linux.unwrap_or_default().cpu.unwrap_or_default();
+        assert!(cpu.usage_core_nano_seconds.is_some_and(|used| used.value > 0));
+    }
+    node.holds_nothing();
+}
+
+#[test]
+fn the_sandbox_api_tells_the_truth_of_pods_that_cannot_be_made_and_of_those_that_died() {
+    let _leaks = Guard::new();
+    let node = by_the_sandbox_api!();
+    {
+        let refused = node.pod("nodes").with(|config| {
+            let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            context.namespace_options.get_or_insert_default().network = api::NamespaceMode::Node.into();
+        });
+        let refused = refused.try_run().map(|_| ()).unwrap_err();
+        assert!(refused.message().contains("host network"), "{refused}");
+    }
+    for part in ["vm", "fs", "daemon"] {
+        let pod = node.pod(&format!("lost-{part}")).run();
+        let one = service(&pod, "one", 0);
+        kill9(Sandbox::find(pod.id()).pid(part));
+        assert_ne!(one.ends(SOON).exit_code, 0, "after kill -9 of {part}");
+        pod.becomes_not_ready(SOON);
+        assert!(pod.container("late").sh("true").try_create().is_err(), "a container was made in a pod that is gone");
+    }
+    node.holds_nothing();
 }

@@ -10,7 +10,7 @@ use kata_testkit::cmd::Cmd;
 use kata_testkit::engine::{Containerd, Podman};
 use kata_testkit::image::BUSYBOX;
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::Runtime;
+use kata_testkit::runtime::{Runtime, kill9};
 use kata_testkit::wait;
 use serde_json::{Value, json};
 
@@ -29,10 +29,6 @@ fn machines(ids: &[&str]) -> BTreeSet<i64> {
         comm.is_ok_and(|comm| comm.starts_with("qemu-system"))
     };
     pids.filter(runs).collect()
-}
-
-fn kill9(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 fn exec(podman: &Podman, name: &str, script: &str) -> Cmd {

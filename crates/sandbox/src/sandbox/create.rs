@@ -43,6 +43,9 @@ impl Sandbox {
         if role == Role::Sandbox {
             return self.create_pause(&mut machine, &id, spec, request).await;
         }
+        if let (Some(files), Role::Container { .. }) = (&self.options.files, &role) {
+            files.give(&mut spec);
+        }
         self.share(&mut spec)?;
         let limits = self.limits();
         let looked = self.options.view.look(|| plan::plan(&spec, id.as_str(), limits, &RealHost));

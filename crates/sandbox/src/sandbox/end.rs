@@ -15,6 +15,8 @@ use crate::events::Event;
 use crate::machine;
 use crate::process::Exit;
 
+const KILL: u32 = nix::sys::signal::Signal::SIGKILL as u32;
+
 /// How long output that nobody reads holds up a deletion.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,7 +31,7 @@ impl Sandbox {
             match process.status() {
                 Status::Created if exec.is_empty() => {
                     // Never started: deleting it ends it.
-                    self.kill(container, "", 9, false).await.or_else(ignore_finished)?;
+                    self.kill(container, "", KILL, false).await.or_else(ignore_finished)?;
                     process.wait().await;
                 }
                 Status::Created => {
@@ -146,6 +148,33 @@ impl Sandbox {
         }
         self.stop_machine(&mut machine).await;
         true
+    }
+
+    /// Ends a pod's processes and its machine: containers are killed first, then what stands for the pod. How they ended can be
+    /// asked until they are deleted. `within`: how long the containers may take.
+    pub async fn stop(self: &Arc<Self>, within: Duration) {
+        let ids = |stands: bool| -> Vec<String> {
+            lock(&self.containers).iter().filter(|(_, c)| c.stands == stands).map(|(id, _)| id.clone()).collect()
+        };
+        let containers = async {
+            for id in ids(false) {
+                if let Err(err) = self.kill(&id, "", KILL, true).await.or_else(ignore_finished) {
+                    tracing::warn!("container {id} goes with its machine, and could not be killed before: {err}");
+                }
+                if let Ok(process) = self.process(&id, "") {
+                    process.wait().await;
+                }
+            }
+        };
+        if tokio::time::timeout(within, containers).await.is_err() {
+            tracing::warn!("containers go with their machine: they did not end within {within:?}");
+        }
+        for id in ids(true) {
+            // It ends by this, whatever the machine does.
+            drop(self.kill(&id, "", KILL, false).await);
+        }
+        self.shutdown().await;
+        self.leave_network().await;
     }
 
     /// Ends everything: what still runs is killed.

@@ -48,6 +48,7 @@ impl Fixture {
             hostname: "inside".into(),
             events: tx,
             view: kata_storage::View::default(),
+            files: None,
         });
         Fixture { sandbox: sandbox.unwrap(), calls, events, dir }
     }

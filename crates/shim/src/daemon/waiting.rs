@@ -179,7 +179,9 @@ async fn named(
     if told.is_err() {
         // Nobody will come for it.
         tracing::error!("the taker has gone: the sandbox ends");
-        serving.sandbox.shutdown().await;
+        if let Ok(sandbox) = serving.engine.sandbox() {
+            sandbox.shutdown().await;
+        }
         serving.exit.notify_one();
     }
     serving.until_its_end(&args).await
