@@ -208,7 +208,8 @@ impl Node {
         let state = self.dir.path().join("state");
         let bundles = state.join("io.containerd.runtime.v2.task").join(NAMESPACE);
         let sandboxes = state.join("io.containerd.grpc.v1.cri");
-        let places = [bundles, sandboxes.join("sandboxes"), sandboxes.join("containers")];
+        let by_shims = state.join("io.containerd.sandbox.controller.v1.shim").join(NAMESPACE);
+        let places = [bundles, by_shims, sandboxes.join("sandboxes"), sandboxes.join("containers")];
         let left: Vec<PathBuf> = places.iter().flat_map(|place| entries(place)).collect();
         assert!(left.is_empty(), "directories are left: {left:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

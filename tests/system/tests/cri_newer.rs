@@ -116,6 +116,7 @@ fn what_the_sandbox_api_says_of_a_pod_is_what_its_containers_have() {
         let stats = node.client().pod_sandbox_stats(request).unwrap().stats.unwrap_or_default();
         let cpu = stats.linux.unwrap_or_default().cpu.unwrap_or_default();
         assert!(cpu.usage_core_nano_seconds.is_some_and(|used| used.value > 0));
+        pod.end();
     }
     node.holds_nothing();
 }
@@ -125,12 +126,13 @@ fn the_sandbox_api_tells_the_truth_of_pods_that_cannot_be_made_and_of_those_that
     let _leaks = Guard::new();
     let node = by_the_sandbox_api!();
     {
-        let refused = node.pod("nodes").with(|config| {
-            let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
-            context.namespace_options.get_or_insert_default().network = api::NamespaceMode::Node.into();
+        // (containerd 2.1 itself crashes when it is asked for a pod in the node's network in this way.)
+        let refused = node.pod("above").with(|config| {
+            config.linux.get_or_insert_default().cgroup_parent = "/../above".into();
         });
         let refused = refused.try_run().map(|_| ()).unwrap_err();
-        assert!(refused.message().contains("host network"), "{refused}");
+        assert!(refused.message().contains("must not contain"), "{refused}");
+        node.holds_nothing();
     }
     for part in ["vm", "fs", "daemon"] {
         let pod = node.pod(&format!("lost-{part}")).run();
@@ -138,7 +140,10 @@ fn the_sandbox_api_tells_the_truth_of_pods_that_cannot_be_made_and_of_those_that
         kill9(Sandbox::find(pod.id()).pid(part));
         assert_ne!(one.ends(SOON).exit_code, 0, "after kill -9 of {part}");
         pod.becomes_not_ready(SOON);
-        assert!(pod.container("late").sh("true").try_create().is_err(), "a container was made in a pod that is gone");
+        // containerd may still write one down, which then cannot be started.
+        let late = pod.container("late").sh("true").try_create().and_then(|late| late.try_start());
+        assert!(late.is_err(), "a container was started in a pod that is gone");
+        pod.end();
     }
     node.holds_nothing();
 }
