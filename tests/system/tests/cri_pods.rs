@@ -40,7 +40,13 @@ fn three_containers_share_localhost_hostname_and_ipc_and_nothing_else() {
         searches: vec!["test.svc.cluster.local".into(), "cluster.local".into()],
         options: vec!["ndots:5".into()],
     };
-    let pod = node.pod("trio").with(|config| config.dns_config = Some(dns)).run();
+    let pod = node.pod("trio").with(|config| {
+        config.dns_config = Some(dns);
+        let sysctls = [("net.ipv4.ip_unprivileged_port_start", "81"), ("kernel.shm_rmid_forced", "1")];
+        let linux = config.linux.get_or_insert_default();
+        linux.sysctls = sysctls.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    });
+    let pod = pod.run();
     assert_eq!(pod.status().state(), api::PodSandboxState::SandboxReady);
     let serve = "mkdir /tmp/www; echo pong > /tmp/www/ping; exec httpd -f -p 127.0.0.1:8080 -h /tmp/www";
     let server = pod.container("server").sh(serve).start();
@@ -55,6 +61,8 @@ fn three_containers_share_localhost_hostname_and_ipc_and_nothing_else() {
                       nameserver fd6b:6174:6100::53\noptions ndots:5";
         assert_eq!(container.out("cat /etc/resolv.conf"), resolv);
         assert_eq!(container.out("cat /etc/hosts"), "127.0.0.1\tlocalhost");
+        let parameters = "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shm_rmid_forced";
+        assert_eq!(container.out(parameters), "81\n1");
     }
     let kernel = one.out("uname -r");
     assert_eq!(kernel != host_kernel(), is_kata(), "{kernel}");
