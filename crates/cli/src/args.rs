@@ -162,6 +162,12 @@ pub struct UpdateArgs {
     /// Relative weight.
     #[arg(long)]
     pub cpu_share: Option<u64>,
+    /// CPUs of the host, such as 0-3,7.
+    #[arg(long, default_value = "")]
+    pub cpuset_cpus: String,
+    /// Memory nodes of the host.
+    #[arg(long, default_value = "")]
+    pub cpuset_mems: String,
     /// Bytes, or with k, m, g; -1: no limit.
     #[arg(long, allow_hyphen_values = true)]
     pub memory: Option<String>,
@@ -364,7 +370,7 @@ mod tests {
         assert!(matches!(a.verb, Verb::Exec(e) if e.command == ["ls", "-l", "/"]));
         ok("kata-runtime kill --all id 9");
         ok("kata-runtime ps --format json id");
-        ok("kata-runtime update --memory 64m --cpu-quota -1 id");
+        ok("kata-runtime update --memory 64m --cpu-quota -1 --cpuset-cpus 0-1 --cpuset-mems 0 id");
         ok("kata-runtime ps id -ef");
         let a = ok("kata-runtime debug-console pod ls -l /");
         assert!(matches!(a.verb, Verb::DebugConsole { command, .. } if command == ["ls", "-l", "/"]));

@@ -37,7 +37,14 @@ fn from_flags(a: &UpdateArgs) -> Result<Resources, CliError> {
         swap: a.memory_swap.as_deref().map(bytes).transpose()?,
         ..Memory::default()
     };
-    let cpu = Cpu { shares: a.cpu_share, quota: a.cpu_quota, period: a.cpu_period, ..Cpu::default() };
+    let cpu = Cpu {
+        shares: a.cpu_share,
+        quota: a.cpu_quota,
+        period: a.cpu_period,
+        cpus: a.cpuset_cpus.clone(),
+        mems: a.cpuset_mems.clone(),
+        ..Cpu::default()
+    };
     let resources = Resources {
         memory: (memory != Memory::default()).then_some(memory),
         cpu: (cpu != Cpu::default()).then_some(cpu),

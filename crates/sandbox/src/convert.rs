@@ -99,7 +99,7 @@ pub fn resources(r: &oci::Resources) -> pb::LinuxResources {
         cpu.Period = c.period.unwrap_or(0);
         cpu.RealtimeRuntime = c.realtime_runtime.unwrap_or(0);
         cpu.RealtimePeriod = c.realtime_period.unwrap_or(0);
-        // Cpus and Mems name the host's CPUs and memory nodes; the guest's are others.
+        // Cpus and Mems name the host's CPUs and memory nodes; the guest's are others (`crate::cpuset`).
         out.CPU = MessageField::some(cpu);
     }
     if let Some(p) = &r.pids {

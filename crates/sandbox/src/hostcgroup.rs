@@ -2,6 +2,8 @@
 //! is true (design decision 8): VMM, file daemon, the sandbox's daemon and the kata-shims. Limits are applied in the guest.
 //! cgroup v1, v2, and both at once; where systemd runs, what is named in its form is a scope of its.
 
+mod confine;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,6 +34,27 @@ pub enum CgroupError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// CPUs or memory nodes that it cannot have.
+    #[error("cannot write {ids:?} to {path}: {source}; the host, and the cgroups above, must have what is named")]
+    Confine {
+        /// The file.
+        path: PathBuf,
+        /// What was to be written.
+        ids: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nowhere to write them to.
+    #[error(
+        "the sandbox cannot be confined to {ids} ({file}): the spec names no cgroup (linux.cgroupsPath), or no controller for it \
+         can be had there"
+    )]
+    NoCpuset {
+        /// The file that is missing.
+        file: &'static str,
+        /// What was to be written.
+        ids: String,
     },
     /// systemd did not make its unit.
     #[error("cannot make the cgroup {path}: {}", crate::machine::chain(.source))]

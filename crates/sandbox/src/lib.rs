@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod convert;
+mod cpuset;
 mod error;
 mod events;
 mod found;

@@ -14,6 +14,7 @@ use protobuf::MessageField;
 use thiserror::Error;
 
 use crate::convert;
+use crate::cpuset::Cpuset;
 use crate::sizing::{Ask, Millicpus};
 
 pub use devices::{Disk, Node};
@@ -35,6 +36,8 @@ pub struct Plan {
     pub shm: Option<(usize, PathBuf)>,
     /// What its limits ask of the VM.
     pub ask: Ask,
+    /// What it may use of the host.
+    pub cpuset: Cpuset,
     /// Things left out of the spec that the guest cannot mean anything by, for the log.
     pub notes: Vec<String>,
 }
@@ -75,6 +78,9 @@ pub enum PlanError {
         /// The limit.
         bytes: i64,
     },
+    /// A list of CPUs or memory nodes.
+    #[error(transparent)]
+    Cpuset(#[from] crate::cpuset::ListError),
     /// More than the VM may have.
     #[error("{asked} {what} are needed, but hypervisor.qemu.{key} allows {max}")]
     TooMuch {
@@ -214,12 +220,14 @@ pub fn plan(spec: &Spec, container: &str, limits: Limits, host: &dyn Host) -> Re
         out.Process = MessageField::some(convert::process(p));
     }
     let Sources { binds, shm, mut storages, mut disks } = mounts(spec, &mut out, &mut notes, host)?;
-    let ask = linux(spec, &mut out, limits, &mut notes, &mut disks)?;
-    let huge = spec.linux.as_ref().and_then(|l| l.resources.as_ref()).map_or(&[][..], |r| &r.hugepage_limits);
+    let limited = spec.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let cpuset = limited.map(Cpuset::of).transpose()?.unwrap_or_default();
+    let ask = linux(spec, &mut out, limits, &cpuset, &mut notes, &mut disks)?;
+    let huge = limited.map_or(&[][..], |r| &r.hugepage_limits);
     for storage in storages.iter_mut().filter(|s| s.fstype == "hugetlbfs") {
         volumes::limit_huge_pages(storage, huge).map_err(unsupported)?;
     }
-    Ok(Plan { spec: out, binds, shm, storages, disks, ask, notes })
+    Ok(Plan { spec: out, binds, shm, storages, disks, ask, cpuset, notes })
 }
 
 /// What mounts are made of.
@@ -344,6 +352,7 @@ fn linux(
     spec: &Spec,
     out: &mut pb::Spec,
     limits: Limits,
+    cpuset: &Cpuset,
     notes: &mut Vec<String>,
     disks: &mut Vec<Disk>,
 ) -> Result<Ask, PlanError> {
@@ -407,10 +416,10 @@ fn linux(
                     "linux.resources.unified: {file} names what the host has and is not applied in the guest"
                 ));
             }
-            if r.cpu.as_ref().is_some_and(|c| !(c.cpus.is_empty() && c.mems.is_empty())) {
-                notes.push("cpuset names the host's CPUs and memory nodes and is not applied in the guest".into());
-            }
             let mut resources = convert::resources(r);
+            if let Some(cpu) = resources.CPU.as_mut() {
+                cpu.Cpus = cpuset.in_guest(limits.max_vcpus);
+            }
             if let Some(b) = &r.block_io {
                 let plugged: Vec<(i64, i64)> = disks.iter().map(|d| (d.major, d.minor)).collect();
                 convert::device_limits(b, &plugged, resources.BlockIO.mut_or_insert_default());

@@ -25,6 +25,7 @@ use kata_types::{Mib, SandboxId};
 use kata_vmm::{AgentAddr, Vmm};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use crate::cpuset::Cpuset;
 use crate::error::SandboxError;
 use crate::events::{Event, Events};
 use crate::guest_log;
@@ -103,6 +104,7 @@ struct Container {
     /// The limit alone.
     memory: Option<Mib>,
     vcpus: Option<Millicpus>,
+    cpuset: Cpuset,
 }
 
 /// One sandbox. All methods may be called at once; what must not overlap waits for each other inside.
@@ -123,6 +125,8 @@ pub struct Sandbox {
     used: AtomicBool,
     /// The machine's size for ever, once that is known, if it does not follow its containers.
     fixed_size: Mutex<Option<(Mib, u32)>>,
+    /// What the host's cgroup is confined to.
+    confined: Mutex<Cpuset>,
     /// A VMM that has been killed and is going.
     going: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -162,6 +166,7 @@ impl Sandbox {
             shm: Mutex::new(BTreeMap::new()),
             used: AtomicBool::new(false),
             fixed_size: Mutex::new(None),
+            confined: Mutex::new(Cpuset::default()),
             going: Mutex::new(None),
         }))
     }

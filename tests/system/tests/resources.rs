@@ -27,7 +27,7 @@ fn the_machine_grows_and_shrinks_with_its_limits() {
     let rt = Runtime::new().configured("[hypervisor.qemu]\ndefault_memory = 256\ndefault_maxvcpus = 2\n");
     let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| {
         spec["linux"]["resources"] = json!({
-            "memory": { "limit": 600 << 20 }, "cpu": { "quota": 150_000, "period": 100_000, "cpus": "0" },
+            "memory": { "limit": 600 << 20 }, "cpu": { "quota": 150_000, "period": 100_000 },
             "unified": { "memory.high": "500000000" }, "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
         });
         let mount = json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] });
@@ -86,5 +86,48 @@ fn all_processes_are_in_the_cgroup_of_the_spec() {
             assert!(line.ends_with(&path), "{of}: {line}");
         }
     }
+    rt.cmd(["delete", "--force", "sized"]).ok();
+}
+
+/// Which of the host's CPUs a sandbox's processes may use.
+fn allowed(rt: &Runtime, id: &str) -> Vec<String> {
+    let sandbox = rt.sandbox(id);
+    let of = |part: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox.pid(part))).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().to_owned()
+    };
+    ["vm", "fs", "daemon"].map(of).into()
+}
+
+#[test]
+fn a_cpuset_confines_the_machine_and_is_counted_in_the_guest() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new().configured("[hypervisor.qemu]\ndefault_maxvcpus = 2\n");
+    let path = format!("/kata-test-{}", std::process::id());
+    let with = |cpus: &str| {
+        Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| {
+            spec["linux"]["cgroupsPath"] = json!(path.as_str());
+            spec["linux"]["resources"] =
+                json!({ "cpu": { "quota": 200_000, "period": 100_000, "cpus": cpus, "mems": "0" } });
+        })
+    };
+    let refused = rt.cmd(["create", "--bundle"]).arg(with("0,4000").write()).arg("sized").run().fails();
+    assert!(refused.err().contains("4000") && refused.err().contains("cpuset.cpus"), "{}", refused.err());
+    let refused = rt.cmd(["create", "--bundle"]).arg(with("one").write()).arg("sized").run().fails();
+    assert!(refused.err().contains("\"one\""), "{}", refused.err());
+
+    let bundle = with("1");
+    rt.run_detached(&bundle, "sized");
+    let count = || rt.exec("sized", "nproc").ok().out();
+    assert_eq!((cpus(&rt), count()), ("0-1".into(), "1".into()), "the machine has what its quota needs, the container one");
+    assert_eq!(allowed(&rt, "sized"), ["1"; 3]);
+    rt.cmd(["update", "--cpuset-cpus", "0-1", "sized"]).ok();
+    assert_eq!(count(), "2");
+    assert_eq!(allowed(&rt, "sized"), ["0-1"; 3]);
+    let refused = rt.cmd(["update", "--cpuset-cpus", "4000", "sized"]).run().fails();
+    assert!(refused.err().contains("4000"), "{}", refused.err());
+    rt.cmd(["update", "--cpu-quota", "150000", "--cpu-period", "100000", "sized"]).ok();
+    assert_eq!((count(), allowed(&rt, "sized")), ("2".into(), vec!["0-1".to_owned(); 3]), "what is not mentioned stays");
     rt.cmd(["delete", "--force", "sized"]).ok();
 }

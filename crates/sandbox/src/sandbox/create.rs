@@ -15,6 +15,7 @@ use protobuf::MessageField;
 
 use super::end::remove_in_guest;
 use super::{Container, CreateRequest, MachineState, Sandbox, lock};
+use crate::cpuset::Cpuset;
 use crate::error::SandboxError;
 use crate::events::Event;
 use crate::machine::{self, Machine};
@@ -61,6 +62,8 @@ impl Sandbox {
         let terminal = stdio.terminal;
         let stdio = stdio.open()?;
         let machine = self.boot(&mut machine).await?;
+        let cpuset = planned.cpuset.clone();
+        self.confine_with(Some((id.as_str(), &cpuset)))?;
         let (memory, vcpus) = self.size_with(Some((id.as_str(), planned.ask)));
         phase("machine.grow", machine.grow(memory, vcpus)).await.map_err(SandboxError::Resize)?;
 
@@ -73,6 +76,7 @@ impl Sandbox {
                 if let Err(err) = machine.remove_volumes(&id) {
                     tracing::warn!("{}", machine::chain(&err));
                 }
+                self.confine_again();
                 self.shrink_later();
                 return Err(err);
             }
@@ -87,6 +91,7 @@ impl Sandbox {
             execs: BTreeMap::new(),
             memory,
             vcpus,
+            cpuset,
         };
         self.register(&id, container)?;
         self.supervise(init)?;
@@ -117,6 +122,7 @@ impl Sandbox {
             execs: BTreeMap::new(),
             memory: None,
             vcpus: None,
+            cpuset: Cpuset::default(),
         };
         self.register(id, container)?;
         self.supervise_pause(init);

@@ -88,6 +88,7 @@ impl Sandbox {
         } else if last {
             self.stop_machine(&mut machine).await;
         } else {
+            self.confine_again();
             self.shrink_later();
         }
         self.save(|s| drop(s.containers.remove(container)))?;

@@ -8,6 +8,7 @@ use protobuf::MessageField;
 
 use super::{Sandbox, lock};
 use crate::convert;
+use crate::cpuset::Cpuset;
 use crate::error::SandboxError;
 use crate::events::Event;
 use crate::plan::Limits;
@@ -83,18 +84,30 @@ impl Sandbox {
         self.process(container, "")?;
         self.in_guest(container, "change the limits of")?;
         let ask = self.asked_after(container, resources)?;
+        let changed = Cpuset::of(resources).map_err(crate::plan::PlanError::from)?;
+        let before = lock(&self.containers).get(container).map(|c| c.cpuset.clone()).unwrap_or_default();
+        let cpuset = changed.or(&before);
         {
             let mut machine = self.machine.lock().await;
             let machine = self.boot(&mut machine).await?;
             let (memory, vcpus) = self.size_with(Some((container, ask)));
             machine.grow(memory, vcpus).await.map_err(SandboxError::Resize)?;
         }
+        self.confine_with(Some((container, &cpuset)))?;
         let mut request = pb::UpdateContainerRequest::new();
         request.container_id = container.to_owned();
-        request.resources = MessageField::some(convert::resources(resources));
-        self.agent()?.calls().update_container(request).await?;
+        let mut limits = convert::resources(resources);
+        if let Some(cpu) = limits.CPU.as_mut() {
+            cpu.Cpus = cpuset.in_guest(self.limits().max_vcpus);
+        }
+        request.resources = MessageField::some(limits);
+        let updated = async { self.agent()?.calls().update_container(request).await.map_err(SandboxError::from) };
+        if let Err(err) = updated.await {
+            self.confine_again();
+            return Err(err);
+        }
         if let Some(c) = lock(&self.containers).get_mut(container) {
-            (c.memory, c.vcpus) = (ask.memory, ask.cpu);
+            (c.memory, c.vcpus, c.cpuset) = (ask.memory, ask.cpu, cpuset);
         }
         self.shrink_later();
         Ok(())

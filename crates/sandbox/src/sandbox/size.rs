@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kata_types::Mib;
 
 use super::{MachineState, Sandbox, lock};
+use crate::cpuset::Cpuset;
 use crate::error::SandboxError;
 use crate::plan;
 use crate::sizing::{self, Ask, Policy};
@@ -53,6 +54,26 @@ impl Sandbox {
             ask.cpu = c.vcpus;
         }
         Ok(ask)
+    }
+
+    /// Confines the sandbox's processes to what its containers may use of the host, of which one is new or may use something else.
+    pub(super) fn confine_with(&self, changed: Option<(&str, &Cpuset)>) -> Result<(), SandboxError> {
+        let containers = lock(&self.containers);
+        let others = containers.iter().filter(|(id, c)| changed.is_none_or(|(changed, _)| *id != changed) && !c.stands);
+        let all = Cpuset::union(others.map(|(_, c)| &c.cpuset).chain(changed.map(|(_, cpuset)| cpuset)));
+        let mut confined = lock(&self.confined);
+        if *confined != all {
+            self.options.cgroup.confine(&all)?;
+            *confined = all;
+        }
+        Ok(())
+    }
+
+    /// The same after something was taken back or away, when there is nobody to tell of a failure.
+    pub(super) fn confine_again(&self) {
+        if let Err(err) = self.confine_with(None) {
+            tracing::warn!("{err}");
+        }
     }
 
     /// Gives back what the containers need no more, when nobody waits for it.
