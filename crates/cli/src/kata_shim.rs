@@ -278,7 +278,7 @@ fn join_cgroup(run_dir: &Path) -> Result<(), String> {
     let state = StateFile::load(run_dir).map_err(|e| e.to_string())?;
     let dirs = state.map(|s| s.cgroups).unwrap_or_default();
     // 0: the writer itself (cgroup-v2.rst), whatever its pid is outside.
-    HostCgroup { dirs }.join(0).map_err(|e| e.to_string())
+    HostCgroup { dirs, ..HostCgroup::default() }.join(0).map_err(|e| e.to_string())
 }
 
 /// A new terminal in a session of our own; its master goes to the console socket (as in runc's terminals.md).

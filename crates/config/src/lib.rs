@@ -155,7 +155,8 @@ pub struct Runtime {
     pub jaeger_endpoint: String,
     /// The VM is sized once, for the limits of the whole pod if the engine says them, and never resized.
     pub static_sandbox_resource_mgmt: bool,
-    /// All of a sandbox's processes are in its cgroup; this version has no other way.
+    /// All of a sandbox's processes are in its cgroup. If not, only the threads of the guest's CPUs are, and the others in
+    /// `/kata_overhead/KEY`, which no limit of the engine's counts; with cgroup v1 alone.
     pub sandbox_cgroup_only: bool,
 }
 

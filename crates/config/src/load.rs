@@ -191,13 +191,6 @@ fn check_values(config: &Config) -> Result<(), String> {
     if q.uid_range.0 < 1000 || q.uid_range.1 < q.uid_range.0 {
         return fail("uid_range", "must be [first, last] with first at least 1000".into());
     }
-    if !config.runtime.sandbox_cgroup_only {
-        return Err(
-            "runtime.sandbox_cgroup_only is false; this version has all of a sandbox in its own cgroup, so that the \
-                    engine's accounting is true"
-                .into(),
-        );
-    }
     let f = &config.factory;
     if !f.template_path.is_absolute() {
         return Err(format!(
@@ -285,7 +278,6 @@ mod tests {
             ("[hypervisor.qemu]\nshared_fs = \"virtio-9p\"", "shared_fs"),
             ("[hypervisor.qemu\n", "not valid TOML"),
             ("[proxy.kata]\n", "unknown key proxy"),
-            ("[runtime]\nsandbox_cgroup_only = false", "runtime.sandbox_cgroup_only is false"),
             ("[factory]\nvm_cache_number = 1001", "at most 1000"),
             ("[factory]\ntemplate_path = \"x\"", "absolute path"),
             ("[runtime]\ninternetworking_model = \"bridged\"", "unknown variant"),

@@ -74,7 +74,7 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
     }
     let removed = kata_storage::remove_run_dir(run_dir);
     match (&remains.state, cgroups_path) {
-        (Some(state), _) => HostCgroup { dirs: state.cgroups.clone() }.remove(),
+        (Some(state), _) => HostCgroup { dirs: state.cgroups.clone(), vcpus: state.vcpu_cgroups.clone() }.remove(),
         (None, Some(path)) => HostCgroup::find(path).remove(),
         (None, None) => {}
     }

@@ -3,6 +3,7 @@
 //! cgroup v1, v2, and both at once; where systemd runs, what is named in its form is a scope of its.
 
 mod confine;
+mod split;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,12 @@ pub enum CgroupError {
         /// What was to be written.
         ids: String,
     },
+    /// Version 2 alone.
+    #[error(
+        "runtime.sandbox_cgroup_only is false, which puts threads of one process into two cgroups: this host has cgroup v2 only, \
+         where that cannot be; leave the key out"
+    )]
+    Threads,
     /// systemd did not make its unit.
     #[error("cannot make the cgroup {path}: {}", crate::machine::chain(.source))]
     Systemd {
@@ -71,6 +78,8 @@ pub enum CgroupError {
 pub struct HostCgroup {
     /// Absolute; each has a `cgroup.procs`.
     pub dirs: Vec<PathBuf>,
+    /// Those of the threads that run the guest's CPUs, where they are not where the processes are.
+    pub vcpus: Vec<PathBuf>,
 }
 
 impl HostCgroup {
@@ -96,29 +105,14 @@ impl HostCgroup {
                 .map_err(|source| CgroupError::Systemd { path: cgroups_path.to_owned(), source })?;
             await_unit(&relative);
         }
-        let mut dirs = Vec::new();
-        for h in mounted() {
-            let dir = h.mount.join(&relative);
-            let made = match std::fs::create_dir_all(&dir) {
-                Ok(()) if h.cpuset => inherit_cpuset(&h.mount, &relative),
-                Ok(()) => Ok(()),
-                Err(e) if is_denied(&e) => continue,
-                Err(source) => Err(CgroupError::Io { what: "make", path: dir.clone(), source }),
-            };
-            dirs.push(dir);
-            if let Err(err) = made {
-                HostCgroup { dirs }.remove();
-                return Err(err);
-            }
-        }
-        Ok(HostCgroup { dirs })
+        Ok(HostCgroup { dirs: make_in(&mounted(), &relative)?, vcpus: Vec::new() })
     }
 
     /// Those directories of the cgroup that are there; for what has to be removed without having been made by us.
     pub fn find(cgroups_path: &str) -> HostCgroup {
         let Ok(Some(relative)) = relative(cgroups_path) else { return HostCgroup::default() };
         let dirs = mounted().into_iter().map(|h| h.mount.join(&relative));
-        HostCgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect() }
+        HostCgroup { dirs: dirs.filter(|dir| dir.is_dir()).collect(), vcpus: Vec::new() }
     }
 
     /// Moves a process into it.
@@ -148,7 +142,7 @@ impl HostCgroup {
     /// Removes it; what is already gone is fine. Waits a moment for processes that are just dying.
     pub fn remove(&self) {
         let deadline = Instant::now() + EMPTY_WITHIN;
-        for dir in &self.dirs {
+        for dir in self.dirs.iter().chain(&self.vcpus) {
             while let Err(e) = std::fs::remove_dir(dir) {
                 match e.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ENOENT) => break,
@@ -161,8 +155,29 @@ impl HostCgroup {
                     }
                 }
             }
+            split::removed(dir);
         }
     }
+}
+
+/// Makes a directory in each of the hierarchies.
+fn make_in(hierarchies: &[Hierarchy], relative: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let mut dirs = Vec::new();
+    for h in hierarchies {
+        let dir = h.mount.join(relative);
+        let made = match std::fs::create_dir_all(&dir) {
+            Ok(()) if h.cpuset => inherit_cpuset(&h.mount, relative),
+            Ok(()) => Ok(()),
+            Err(e) if is_denied(&e) => continue,
+            Err(source) => Err(CgroupError::Io { what: "make", path: dir.clone(), source }),
+        };
+        dirs.push(dir);
+        if let Err(err) = made {
+            HostCgroup { dirs, vcpus: Vec::new() }.remove();
+            return Err(err);
+        }
+    }
+    Ok(dirs)
 }
 
 /// A path below a hierarchy's root. systemd's form `slice:prefix:name` becomes the directory that systemd would make
@@ -231,9 +246,11 @@ fn is_denied(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
+#[derive(Debug, Clone)]
 struct Hierarchy {
     mount: PathBuf,
     cpuset: bool,
+    v2: bool,
 }
 
 /// Those that this process sees.
@@ -255,7 +272,7 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
         // A v1 hierarchy without a controller (name=systemd) accounts for nothing, but engines look there too.
         let cpuset = kind == "cgroup" && options.split(',').any(|o| o == "cpuset");
         if !found.iter().any(|h| h.mount == Path::new(mount)) {
-            found.push(Hierarchy { mount: PathBuf::from(mount), cpuset });
+            found.push(Hierarchy { mount: PathBuf::from(mount), cpuset, v2: kind == "cgroup2" });
         }
     }
     found
@@ -320,6 +337,6 @@ mod tests {
                     32 23 0:28 / /proc rw - proc proc rw\n";
         let found = hierarchies(text);
         assert_eq!(found.len(), 2);
-        assert!(!found[0].cpuset && found[1].cpuset);
+        assert!(!found[0].cpuset && found[0].v2 && found[1].cpuset && !found[1].v2);
     }
 }

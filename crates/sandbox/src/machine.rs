@@ -127,6 +127,14 @@ impl Machine {
         cgroup.join(self.fs.pid())
     }
 
+    /// The threads that run the guest's CPUs.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub async fn vcpu_threads(&mut self) -> Result<Vec<i32>, DeviceError> {
+        self.vm.vcpu_threads().await
+    }
+
     /// How one of its processes has ended, if one has.
     pub fn ended(&self) -> Option<VmExit> {
         let vm = self.vm.exited().borrow().clone();

@@ -166,7 +166,9 @@ mod tests {
         let resolv = of("/etc/resolv.conf");
         assert_eq!((resolv[0].source.as_str(), resolv[0].is_read_only()), ("/run/s/etc/resolv.conf", true));
         let shm = of("/dev/shm");
-        assert!(shm[0].is_bind() && shm[0].source == "/run/s/etc/shm" && shm[0].options.contains(&"size=65536k".into()));
+        assert!(
+            shm[0].is_bind() && shm[0].source == "/run/s/etc/shm" && shm[0].options.contains(&"size=65536k".into())
+        );
     }
 
     #[test]

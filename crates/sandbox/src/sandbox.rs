@@ -153,6 +153,7 @@ impl Sandbox {
         let network = options.network.take().map(|joined| AsyncMutex::new(Network::new(joined, &options.config)));
         let mut state = StateFile::new(options.id.as_str());
         state.cgroups.clone_from(&options.cgroup.dirs);
+        state.vcpu_cgroups.clone_from(&options.cgroup.vcpus);
         state.save(&options.run_dir)?;
         Ok(Arc::new(Sandbox {
             options,
@@ -186,6 +187,10 @@ impl Sandbox {
             sandbox.booted(&machine)?;
             Ok(sandbox)
         });
+        let joined = match joined {
+            Ok(sandbox) => sandbox.place_vcpus(&mut machine).await.map(|()| sandbox),
+            Err(err) => Err(err),
+        };
         let sandbox = match joined {
             Ok(sandbox) => sandbox,
             Err(err) => {
@@ -247,8 +252,9 @@ impl Sandbox {
                 identity: Some(self.identity()),
             };
             match kata_trace::phase("machine", machine::begin(&spec, self.options.vmm.as_ref())).await {
-                Ok(machine) => {
+                Ok(mut machine) => {
                     self.booted(&machine)?;
+                    self.place_vcpus(&mut machine).await?;
                     *state = MachineState::Running(Box::new(machine));
                 }
                 Err(err) => {

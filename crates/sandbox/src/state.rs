@@ -94,6 +94,9 @@ pub struct StateFile {
     pub network: Option<NetworkRecord>,
     /// Host cgroups made for the sandbox, to be removed; absolute directories.
     pub cgroups: Vec<PathBuf>,
+    /// Those of the guest's CPUs alone, where they have their own.
+    #[serde(default)]
+    pub vcpu_cgroups: Vec<PathBuf>,
     /// By id.
     pub containers: BTreeMap<String, ContainerRecord>,
 }
@@ -132,6 +135,7 @@ impl StateFile {
             fs: None,
             network: None,
             cgroups: Vec::new(),
+            vcpu_cgroups: Vec::new(),
             containers: BTreeMap::new(),
         }
     }

@@ -177,6 +177,10 @@ impl Vm for FakeVm {
         self.console.clone()
     }
 
+    async fn vcpu_threads(&mut self) -> Result<Vec<i32>, DeviceError> {
+        Err(unsupported("tell its CPUs' threads").into())
+    }
+
     async fn attach(&mut self, device: Device) -> Result<GuestAddr, DeviceError> {
         match device {
             Device::VhostUserFs { id, tag, socket } => {

@@ -2,6 +2,7 @@
 
 mod disks;
 mod nic;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -389,6 +390,10 @@ impl Vm for QemuVm {
 
     fn console(&self) -> Console {
         self.console.console.clone()
+    }
+
+    async fn vcpu_threads(&mut self) -> Result<Vec<i32>, DeviceError> {
+        self.find_vcpu_threads().await
     }
 
     async fn attach(&mut self, device: Device) -> Result<GuestAddr, DeviceError> {

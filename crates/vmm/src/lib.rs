@@ -75,6 +75,9 @@ pub trait Vm: Send + Sync {
     /// for that reason alone). CPUs that must still be onlined by the agent count as present.
     async fn resize(&mut self, to: Resources) -> Result<Resources, ResizeError>;
 
+    /// The VMM's threads that run the guest's CPUs, by the ids that they have for this process.
+    async fn vcpu_threads(&mut self) -> Result<Vec<i32>, DeviceError>;
+
     /// Stops all vCPUs.
     async fn pause(&mut self) -> Result<(), DeviceError>;
 

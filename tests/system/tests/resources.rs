@@ -89,15 +89,51 @@ fn all_processes_are_in_the_cgroup_of_the_spec() {
     rt.cmd(["delete", "--force", "sized"]).ok();
 }
 
+#[test]
+fn only_the_guests_cpus_are_in_the_cgroup_of_the_spec_if_it_is_so_configured() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new().configured("[runtime]\nsandbox_cgroup_only = false\n");
+    let path = format!("/kata-test-{}", std::process::id());
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| {
+        spec["linux"]["cgroupsPath"] = json!(path.as_str());
+        spec["linux"]["resources"] = json!({ "cpu": { "cpus": "1" } });
+    });
+    if !std::path::Path::new("/sys/fs/cgroup/cpu").exists() {
+        // Version 2 cannot: that is said, and nothing is left.
+        rt.cmd(["create", "--bundle"]).arg(bundle.write()).arg("sized").run().fails().complained("cgroup v2");
+        return;
+    }
+    rt.run_detached(&bundle, "sized");
+    let sandbox = rt.sandbox("sized");
+    let cgroup = |file: &str| {
+        let text = std::fs::read_to_string(file).unwrap();
+        let line = text.lines().find(|line| line.split(':').nth(1).is_some_and(|l| l.split(',').any(|c| c == "cpu")));
+        line.unwrap().rsplit(':').next().unwrap().to_owned()
+    };
+    for of in ["vm", "fs", "daemon"] {
+        let own = cgroup(&format!("/proc/{}/cgroup", sandbox.pid(of)));
+        assert!(own.starts_with("/kata_overhead/"), "{of}: {own}");
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", sandbox.pid("vm"))).unwrap().flatten();
+    let all: Vec<String> = threads.map(|thread| cgroup(&thread.path().join("cgroup").display().to_string())).collect();
+    assert!(all.contains(&path) && all.iter().any(|own| *own != path), "{all:?}");
+    // The spec's limits are those of the CPUs: the others may run anywhere.
+    assert_eq!(allowed(&rt, "sized"), vec![allowed_to("self"); 3]);
+    rt.cmd(["delete", "--force", "sized"]).ok();
+    let left = std::path::Path::new("/sys/fs/cgroup/cpu/kata_overhead");
+    wait::until("no cgroup of overhead", SOON, || (!left.exists()).then_some(()));
+}
+
 /// Which of the host's CPUs a sandbox's processes may use.
 fn allowed(rt: &Runtime, id: &str) -> Vec<String> {
     let sandbox = rt.sandbox(id);
-    let of = |part: &str| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox.pid(part))).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-        line.unwrap().trim().to_owned()
-    };
-    ["vm", "fs", "daemon"].map(of).into()
+    ["vm", "fs", "daemon"].map(|part| allowed_to(&sandbox.pid(part).to_string())).into()
+}
+
+fn allowed_to(process: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap().trim().to_owned()
 }
 
 #[test]
@@ -120,7 +156,11 @@ fn a_cpuset_confines_the_machine_and_is_counted_in_the_guest() {
     let bundle = with("1");
     rt.run_detached(&bundle, "sized");
     let count = || rt.exec("sized", "nproc").ok().out();
-    assert_eq!((cpus(&rt), count()), ("0-1".into(), "1".into()), "the machine has what its quota needs, the container one");
+    assert_eq!(
+        (cpus(&rt), count()),
+        ("0-1".into(), "1".into()),
+        "the machine has what its quota needs, the container one"
+    );
     assert_eq!(allowed(&rt, "sized"), ["1"; 3]);
     rt.cmd(["update", "--cpuset-cpus", "0-1", "sized"]).ok();
     assert_eq!(count(), "2");
@@ -128,6 +168,10 @@ fn a_cpuset_confines_the_machine_and_is_counted_in_the_guest() {
     let refused = rt.cmd(["update", "--cpuset-cpus", "4000", "sized"]).run().fails();
     assert!(refused.err().contains("4000"), "{}", refused.err());
     rt.cmd(["update", "--cpu-quota", "150000", "--cpu-period", "100000", "sized"]).ok();
-    assert_eq!((count(), allowed(&rt, "sized")), ("2".into(), vec!["0-1".to_owned(); 3]), "what is not mentioned stays");
+    assert_eq!(
+        (count(), allowed(&rt, "sized")),
+        ("2".into(), vec!["0-1".to_owned(); 3]),
+        "what is not mentioned stays"
+    );
     rt.cmd(["delete", "--force", "sized"]).ok();
 }

@@ -14,7 +14,7 @@ impl HostCgroup {
         for (name, ids) in [("cpuset.cpus", &to.cpus), ("cpuset.mems", &to.mems)] {
             let mut files: Vec<PathBuf> = self.with(name);
             if files.is_empty() && !ids.is_all() {
-                self.dirs.iter().filter(|dir| is_v2(dir)).for_each(|dir| enable(dir));
+                self.confined().iter().filter(|dir| is_v2(dir)).for_each(|dir| enable(dir));
                 files = self.with(name);
             }
             if files.is_empty() && !ids.is_all() {
@@ -27,8 +27,13 @@ impl HostCgroup {
         Ok(())
     }
 
+    /// Whose limits they are.
+    fn confined(&self) -> &[PathBuf] {
+        if self.is_split() { &self.vcpus } else { &self.dirs }
+    }
+
     fn with(&self, name: &str) -> Vec<PathBuf> {
-        self.dirs.iter().map(|dir| dir.join(name)).filter(|path| path.exists()).collect()
+        self.confined().iter().map(|dir| dir.join(name)).filter(|path| path.exists()).collect()
     }
 }
 
@@ -83,7 +88,7 @@ mod tests {
                 fs::write(dir.join("cpuset.mems"), "0\n").unwrap();
             }
         }
-        (dir, HostCgroup { dirs: vec![own] })
+        (dir, HostCgroup { dirs: vec![own], vcpus: Vec::new() })
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Sandbox {
         self.confine_with(Some((id.as_str(), &cpuset)))?;
         let (memory, vcpus) = self.size_with(Some((id.as_str(), planned.ask)));
         phase("machine.grow", machine.grow(memory, vcpus)).await.map_err(SandboxError::Resize)?;
+        self.place_vcpus(machine).await?;
 
         let made = self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid);
         let made = phase_of("container.make", id.as_str(), made).await;

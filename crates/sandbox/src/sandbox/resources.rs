@@ -92,6 +92,7 @@ impl Sandbox {
             let machine = self.boot(&mut machine).await?;
             let (memory, vcpus) = self.size_with(Some((container, ask)));
             machine.grow(memory, vcpus).await.map_err(SandboxError::Resize)?;
+            self.place_vcpus(machine).await?;
         }
         self.confine_with(Some((container, &cpuset)))?;
         let mut request = pb::UpdateContainerRequest::new();

@@ -7,6 +7,7 @@ use kata_types::Mib;
 use super::{MachineState, Sandbox, lock};
 use crate::cpuset::Cpuset;
 use crate::error::SandboxError;
+use crate::machine::Machine;
 use crate::plan;
 use crate::sizing::{self, Ask, Policy};
 
@@ -69,7 +70,16 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The same after something was taken back or away, when there is nobody to tell of a failure.
+    /// Puts the threads of the guest's CPUs where the spec says, where that is not where all of the machine is.
+    pub(super) async fn place_vcpus(&self, machine: &mut Machine) -> Result<(), SandboxError> {
+        if !self.options.cgroup.is_split() {
+            return Ok(());
+        }
+        let threads = machine.vcpu_threads().await.map_err(|e| SandboxError::Boot(e.to_string()))?;
+        Ok(self.options.cgroup.join_vcpus(&threads)?)
+    }
+
+    /// Confines again after something was taken back or away, when there is nobody to tell of a failure.
     pub(super) fn confine_again(&self) {
         if let Err(err) = self.confine_with(None) {
             tracing::warn!("{err}");

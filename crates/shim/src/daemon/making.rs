@@ -72,7 +72,14 @@ impl Making {
         let (events, received) = mpsc::unbounded_channel();
         // Last: from here on the sandbox's state file tells of it.
         let cgroups_path = spec.linux.as_ref().map_or("", |l| l.cgroups_path.as_str());
-        let cgroup = HostCgroup::make(cgroups_path).map_err(|e| e.to_string())?;
+        let cgroup = if self.config.runtime.sandbox_cgroup_only {
+            HostCgroup::make(cgroups_path)
+        } else {
+            // By the directory's name: an id is its owner's alone.
+            let key = self.run_dir.file_name().unwrap_or_default().to_string_lossy();
+            HostCgroup::make_split(cgroups_path, &key)
+        };
+        let cgroup = cgroup.map_err(|e| e.to_string())?;
         let options = Options {
             id: self.id,
             run_dir: self.run_dir,

@@ -145,8 +145,7 @@ mod tests {
         let linux = pod.linux.mut_or_insert_default();
         linux.cgroup_parent = "/kubepods/pod1".into();
         linux.sysctls = [("kernel.shm_rmid_forced".into(), "1".into())].into();
-        linux.resources =
-            Some(LinuxContainerResources { memory_limit_in_bytes: 1 << 28, ..Default::default() }).into();
+        linux.resources = Some(LinuxContainerResources { memory_limit_in_bytes: 1 << 28, ..Default::default() }).into();
         pod
     }
 
