@@ -10,6 +10,7 @@ use std::time::Duration;
 use kata_testkit::cmd::Cmd;
 use kata_testkit::engine::{CgroupParent, Daemon, Release, unmount_below};
 use kata_testkit::image;
+pub use kata_testkit::oracle::{handler, is_kata};
 use kata_testkit::runtime::scratch;
 use tempfile::TempDir;
 
@@ -21,18 +22,6 @@ use crate::pod::{PodSpec, remove_cgroup};
 
 /// Where containerd keeps everything of Kubernetes'.
 const NAMESPACE: &str = "k8s.io";
-/// The environment variable that names another runtime handler, to see that a test is right.
-const ORACLE: &str = "KATA_TEST_ORACLE";
-
-/// The runtime handler under test: `kata`, or what `KATA_TEST_ORACLE` names (`runc`).
-pub fn handler() -> String {
-    std::env::var(ORACLE).unwrap_or_else(|_| "kata".into())
-}
-
-/// Whether the runtime under test is ours.
-pub fn is_kata() -> bool {
-    handler() == "kata"
-}
 
 /// A running containerd with the tests' images.
 pub struct Node {

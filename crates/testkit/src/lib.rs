@@ -4,6 +4,7 @@
 //! - [`leaks`]: what was there before a test, and what is there after it
 //! - [`bundle`], [`rootfs`], [`image`]: what containers are made of
 //! - [`runtime`]: our own command line with a root of its own
+//! - [`oracle`]: the same with another runtime
 //! - [`kubelet`]: volumes as Kubernetes gives them
 //! - [`engine`]: containerd, Docker and Podman, each in directories of its own
 //! - [`fake`]: a VMM without a machine
@@ -21,6 +22,7 @@ pub mod image;
 pub mod kubelet;
 pub mod leaks;
 pub mod noise;
+pub mod oracle;
 pub mod programs;
 pub mod rootfs;
 pub mod runtime;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kata_testkit::engine::{Docker, Release};
+use kata_testkit::engine::{Docker, Engine, HOST_PROGRAMS, Release};
 use kata_testkit::image::BUSYBOX;
 use kata_testkit::leaks::Guard;
 use kata_testkit::wait;
@@ -12,9 +12,6 @@ use kata_testkit::wait;
 const SOON: Duration = Duration::from_secs(20);
 /// A page that says whose it is.
 const SERVER: &str = "mkdir /www; echo I am $(hostname) > /www/index.html; exec httpd -f -p 80 -h /www";
-/// The host's perl in a container of busybox.
-const PERL: [&str; 6] =
-    ["--volume", "/usr:/usr:ro", "--volume", "/usr/lib:/lib:ro", "--volume", "/usr/lib64:/lib64:ro"];
 /// Sends back what comes by UDP.
 const ECHO: &str = "exec /usr/bin/perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(LocalPort => 5353, Proto => \"udp\"); \
                     while (defined $s->recv(my $b, 2000)) { $s->send(\"back: $b\") }'";
@@ -24,20 +21,16 @@ const ASK: &str = "my $s = IO::Socket::INET->new(PeerAddr => \"127.0.0.1:8053\",
 
 /// A container in the background.
 fn detached(docker: &Docker, name: &str, flags: &[&str], script: &str) {
-    docker
-        .run_connected(["--detach", "--name", name, "--hostname", name])
-        .args(flags)
-        .args([BUSYBOX, "sh", "-c", script])
-        .ok();
+    docker.detached(name, flags, &[BUSYBOX, "sh", "-c", script]);
 }
 
 fn exec(docker: &Docker, name: &str, script: &str) -> String {
-    docker.docker(["exec", name, "sh", "-c", script]).ok().out()
+    docker.exec(name, script).ok().out()
 }
 
 /// Whether a script in a container ends well.
 fn succeeds(docker: &Docker, name: &str, script: &str) -> bool {
-    docker.docker(["exec", name, "sh", "-c", script]).run().status.is_some_and(|s| s.success())
+    docker.exec(name, script).run().status.is_some_and(|s| s.success())
 }
 
 /// What a page is, once somebody answers.
@@ -54,11 +47,6 @@ fn fetched_on_host(docker: &Docker, url: &str) -> String {
         let out = docker.on_host("curl", ["--silent", "--fail", "--max-time", "3", "--globoff", url]).run();
         out.status.is_some_and(|s| s.success()).then(|| out.out())
     })
-}
-
-fn remove_all(docker: &Docker, names: &[&str]) {
-    docker.docker(["rm", "--force"]).args(names).ok();
-    docker.holds_nothing();
 }
 
 #[test]
@@ -80,15 +68,15 @@ fn the_default_bridge_its_address_and_published_ports() {
     // Another one reaches it by address.
     let out = docker.run_connected(["--rm", BUSYBOX, "wget", "-q", "-O", "-"]).arg(format!("http://{address}/")).ok();
     assert_eq!(out.out(), "I am web");
-    remove_all(&docker, &["web"]);
+    docker.remove_all(&["web"]);
 
-    detached(&docker, "echo", &[&PERL[..], &["--publish", "8053:5353/udp"]].concat(), ECHO);
+    detached(&docker, "echo", &[&HOST_PROGRAMS[..], &["--publish", "8053:5353/udp"]].concat(), ECHO);
     let udp = wait::until("an answer by UDP", SOON, || {
         let out = docker.on_host("perl", ["-MIO::Socket::INET", "-e", ASK]).run().out();
         (!out.is_empty()).then_some(out)
     });
     assert_eq!(udp, "back: x");
-    remove_all(&docker, &["echo"]);
+    docker.remove_all(&["echo"]);
 }
 
 #[test]
@@ -112,7 +100,7 @@ fn a_network_of_ones_own_with_names_addresses_and_what_is_asked_for() {
     assert!(files.contains("10.77.0.9\tthere") && files.lines().any(|l| l == "client"), "{files}");
     // Nobody has this name: the answer is no, and not a silence.
     assert!(!succeeds(&docker, "client", "nslookup no-such-name.inner"));
-    remove_all(&docker, &["web", "client"]);
+    docker.remove_all(&["web", "client"]);
 }
 
 #[test]
@@ -146,7 +134,7 @@ fn networks_come_and_go_while_it_runs() {
         });
         exec(&docker, "client", "ping -c 1 -W 3 172.17.0.1");
     }
-    remove_all(&docker, &["web", "client"]);
+    docker.remove_all(&["web", "client"]);
 }
 
 #[test]
@@ -173,7 +161,7 @@ fn an_internal_network_with_ipv6() {
     let address = docker.inspect("outside", "{{.NetworkSettings.IPAddress}}");
     fetched_on_host(&docker, &format!("http://{address}/"));
     assert!(!succeeds(&docker, "client", &format!("timeout 3 wget -q -O - http://{address}/")));
-    remove_all(&docker, &["web", "client", "beside", "outside"]);
+    docker.remove_all(&["web", "client", "beside", "outside"]);
 }
 
 #[test]
@@ -185,7 +173,7 @@ fn the_hosts_network_and_another_containers_are_refused() {
     docker.run_with("runc", ["--detach", "--name", "beside"]).args([BUSYBOX, "sleep", "1000"]).ok();
     let out = docker.run_connected(["--rm", "--network", "container:beside", BUSYBOX, "true"]).run().expect(125);
     out.complained("network of another container");
-    remove_all(&docker, &["beside"]);
+    docker.remove_all(&["beside"]);
 }
 
 #[test]
@@ -200,5 +188,5 @@ fn a_newer_docker_attaches_the_network_after_create() {
     assert_eq!(fetched(&docker, "client", "http://web/"), "I am web");
     docker.docker(["network", "disconnect", "inner", "web"]).ok();
     assert_eq!(fetched_on_host(&docker, "http://127.0.0.1:8080/"), "I am web");
-    remove_all(&docker, &["web", "client"]);
+    docker.remove_all(&["web", "client"]);
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{CgroupParent, Daemon, HostNetwork, Release, unmount_below};
+use super::{CgroupParent, Daemon, Engine, HostNetwork, Release, unmount_below};
 use crate::cmd::Cmd;
 use crate::image;
+use crate::oracle::handler;
 use crate::runtime::{scratch, stage};
 
 /// A dockerd, with a containerd of its own, with our runtime as "kata" and the busybox image in it.
@@ -96,9 +97,9 @@ impl Docker {
             .args(args)
     }
 
-    /// `docker run` of our runtime without a network, with more flags; then come the image's name and the command.
+    /// `docker run` of the runtime under test without a network, with more flags; then come the image's name and the command.
     pub fn run<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
-        self.run_with("kata", flags)
+        self.run_with(&handler(), flags)
     }
 
     /// The same with another runtime, to see what this docker does with it.
@@ -106,9 +107,9 @@ impl Docker {
         self.docker(["run", "--runtime", runtime, "--network", "none"]).args(flags)
     }
 
-    /// `docker run` of our runtime with more flags, in the default network if they name none.
+    /// `docker run` of the runtime under test with more flags, in the default network if they name none.
     pub fn run_connected<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>) -> Cmd {
-        self.docker(["run", "--runtime", "kata"]).args(flags)
+        self.docker(["run", "--runtime", &handler()]).args(flags)
     }
 
     /// A command where docker publishes ports.
@@ -116,8 +117,7 @@ impl Docker {
     /// # Panics
     /// When this docker has no networks.
     pub fn on_host<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
-        let network = self.network.as_ref().unwrap_or_else(|| panic!("this docker was started without networks"));
-        network.run(program, args)
+        self.host_network().run(program, args)
     }
 
     /// A place for the test's own files.
@@ -149,6 +149,29 @@ impl Docker {
         let cgroups: Vec<PathBuf> =
             self.parent.dirs().iter().flat_map(|dir| list(dir)).filter(|p| p.is_dir()).collect();
         assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
+    }
+}
+
+impl Engine for Docker {
+    fn command(&self, words: &[&str]) -> Cmd {
+        self.docker(words)
+    }
+
+    fn run_connected(&self, flags: &[&str]) -> Cmd {
+        self.run_connected(flags)
+    }
+
+    fn host_network(&self) -> &HostNetwork {
+        self.network.as_ref().unwrap_or_else(|| panic!("this docker was started without networks"))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.file(name)
+    }
+
+    fn remove_all(&self, names: &[&str]) {
+        self.docker(["rm", "--force"]).args(names).ok();
+        self.holds_nothing();
     }
 }
 

@@ -1,5 +1,6 @@
 //! Real engines from the distribution's packages, each in directories of its own, and gone with its driver.
 
+mod common;
 mod containerd;
 mod docker;
 mod network;
@@ -16,6 +17,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+pub use common::{Engine, HOST_PROGRAMS};
 pub use containerd::{Containerd, RUNTIME as CONTAINERD_RUNTIME};
 pub use docker::Docker;
 pub use network::HostNetwork;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::cmd::Cmd;
 
@@ -38,6 +38,20 @@ impl HostNetwork {
     /// A command in it.
     pub fn run<S: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Cmd {
         Cmd::new("/usr/bin/nsenter").arg(self.flag()).arg(program).args(args)
+    }
+
+    /// Calls this on a thread that is in it, as are the threads that it starts.
+    ///
+    /// # Panics
+    /// When it cannot be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap_or_else(|e| panic!("the network namespace: {e}"));
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// A daemon's command in it.

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::{CgroupParent, HostNetwork, path, unmount_below};
+use super::{CgroupParent, Engine, HostNetwork, path, unmount_below};
 use crate::cmd::Cmd;
 use crate::image;
+use crate::oracle::{handler, is_kata};
 use crate::runtime::{scratch, stage};
 
 /// A podman with storage of its own, with the busybox image in it.
@@ -85,7 +86,7 @@ impl Podman {
             .arg("--tmpdir")
             .arg(self.file("tmp"))
             .arg("--runtime")
-            .arg(stage().join("bin/kata-runtime"))
+            .arg(if is_kata() { stage().join("bin/kata-runtime") } else { handler().into() })
             .args(args)
     }
 
@@ -126,8 +127,7 @@ impl Podman {
     /// # Panics
     /// When this podman has no networks.
     pub fn on_host<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
-        let network = self.network.as_ref().unwrap_or_else(|| panic!("this podman was made without networks"));
-        network.run(program, args)
+        self.host_network().run(program, args)
     }
 
     /// A place for the test's own files.
@@ -142,6 +142,29 @@ impl Podman {
     pub fn holds_nothing(&self) {
         let out = self.podman(["ps", "--all", "--quiet"]).ok();
         assert_eq!(out.out(), "", "containers are left: {}", out.report());
+    }
+}
+
+impl Engine for Podman {
+    fn command(&self, words: &[&str]) -> Cmd {
+        self.podman(words)
+    }
+
+    fn run_connected(&self, flags: &[&str]) -> Cmd {
+        self.run_connected(flags)
+    }
+
+    fn host_network(&self) -> &HostNetwork {
+        self.network.as_ref().unwrap_or_else(|| panic!("this podman was made without networks"))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.file(name)
+    }
+
+    fn remove_all(&self, names: &[&str]) {
+        self.podman(["rm", "--force", "--time", "0"]).args(names).ok();
+        self.holds_nothing();
     }
 }
 
