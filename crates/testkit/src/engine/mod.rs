@@ -143,15 +143,17 @@ impl CgroupParent {
 impl Drop for CgroupParent {
     fn drop(&mut self) {
         for dir in self.dirs() {
-            // One that is not empty is a leak, and found as such. podman leaves its conmons' own cgroup behind.
-            drop(fs::remove_dir(dir.join("conmon")));
-            // Of pods it removes those in hierarchies with a controller; the others stay, with any runtime, empty.
-            for pod in fs::read_dir(&dir).into_iter().flatten().flatten() {
-                drop(fs::remove_dir(pod.path()));
-            }
-            // A sandbox's daemon leaves its cgroup at its very end, when the engine has long been told.
+            // One that is not empty is a leak, and found as such. podman leaves its conmons' own cgroup behind; of pods it
+            // removes those in hierarchies with a controller, and the others stay, with any runtime, empty.
+            let remove = || {
+                for inner in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                    drop(fs::remove_dir(inner.path()));
+                }
+                fs::remove_dir(&dir)
+            };
+            // A conmon leaves its cgroup, and a sandbox's daemon too, at its very end, when podman has long answered.
             let start = Instant::now();
-            while dir.exists() && fs::remove_dir(&dir).is_err() && start.elapsed() < LEAVES {
+            while dir.exists() && remove().is_err() && start.elapsed() < LEAVES {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
