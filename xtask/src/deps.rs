@@ -69,6 +69,7 @@ pub const TEST: &[&str] = &[
     "crun",
     "debootstrap",
     "docker.io",
+    "iperf3",
     "iptables",
     "iproute2",
     "jq",

@@ -10,9 +10,26 @@ use crate::cmd::Cmd;
 /// # Panics
 /// When it cannot be built.
 pub fn await_event(path: &Path) {
+    build(path, include_str!("programs/await_event.rs"));
+}
+
+/// Puts a program at `path` that is called with a port and serves HTTP/1.1 on it: what `/N` is, see [`http_body`].
+///
+/// # Panics
+/// When it cannot be built.
+pub fn http(path: &Path) {
+    build(path, include_str!("programs/http.rs"));
+}
+
+/// What [`http`]'s program answers for `/N`: most of it does not fit into one packet.
+pub fn http_body(number: usize) -> String {
+    format!("{number}\n").repeat(1 + number % 400)
+}
+
+fn build(path: &Path, source: &str) {
     let dir = tempfile::tempdir().expect("a directory");
-    let source = dir.path().join("await_event.rs");
-    std::fs::write(&source, include_str!("programs/await_event.rs")).expect("its source");
+    let file = dir.path().join("program.rs");
+    std::fs::write(&file, source).expect("its source");
     Cmd::new("rustc")
         .args([
             "--edition=2024",
@@ -22,6 +39,6 @@ pub fn await_event(path: &Path) {
             "-Ctarget-feature=+crt-static",
             "-o",
         ])
-        .args([path, &source])
+        .args([path, &file])
         .ok();
 }
