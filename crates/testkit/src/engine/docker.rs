@@ -112,6 +112,20 @@ impl Docker {
         self.docker(["run", "--runtime", &handler()]).args(flags)
     }
 
+    /// A command of docker's compose plugin, which is of the newer release, about the project in `file`.
+    ///
+    /// # Panics
+    /// When it cannot be made known to this docker.
+    pub fn compose<S: AsRef<OsStr>>(&self, file: &Path, args: impl IntoIterator<Item = S>) -> Cmd {
+        let client = self.dir.path().join("client");
+        let config = client.join("config.json");
+        let plugins = Release::Newer.program("usr/libexec/docker/cli-plugins");
+        let text = serde_json::json!({ "cliPluginsExtraDirs": [plugins] }).to_string();
+        let written = std::fs::create_dir_all(&client).and_then(|()| std::fs::write(&config, text));
+        written.unwrap_or_else(|e| panic!("{}: {e}", config.display()));
+        self.docker(["compose", "--file"]).arg(file).args(args)
+    }
+
     /// A command where docker publishes ports.
     ///
     /// # Panics
