@@ -17,6 +17,7 @@ use crate::{config, driver};
 /// # Errors
 /// [`LaunchError`]; nothing is left then, except for [`LaunchError::InUse`].
 pub fn launch(l: &Launch) -> Result<(PathBuf, i32), LaunchError> {
+    kata_sandbox::sweep();
     // A configuration that cannot be read is the daemon's to complain of: it says so to whoever wants to know.
     let Ok(loaded) = config(l.config.as_deref()) else { return kata_sandbox::launch(l) };
     let config = loaded.config;

@@ -1,7 +1,7 @@
 //! Removing what a sandbox left behind, from its state file alone: after any crash, at any point.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
 /// # Errors
 /// [`CleanupError`].
 pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -> Result<Remains, CleanupError> {
-    let _turn = turn(run_dir)?;
+    let _turn = turn(run_dir, TURN_WITHIN)?;
     let Ok(Some(mut state)) = StateFile::load(run_dir) else { return cleanup(run_dir, cgroups_path) };
     let before = state.clone();
     state.containers.remove(id);
@@ -103,9 +103,9 @@ pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -
 }
 
 /// Waits for our turn in this directory, and keeps it as long as what is returned; `None`: there is no such directory.
-fn turn(run_dir: &Path) -> Result<Option<OwnedFd>, CleanupError> {
+pub(crate) fn turn(run_dir: &Path, within: Duration) -> Result<Option<OwnedFd>, CleanupError> {
     let failed = |source: Errno| CleanupError::Turn { dir: run_dir.to_owned(), source: source.into() };
-    let deadline = Instant::now() + TURN_WITHIN;
+    let deadline = Instant::now() + within;
     loop {
         let dir = match rustix::fs::open(run_dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(dir) => dir,
@@ -128,6 +128,13 @@ fn turn(run_dir: &Path) -> Result<Option<OwnedFd>, CleanupError> {
             Err(e) => return Err(failed(e)),
         }
     }
+}
+
+/// Whether this path still leads to the open directory.
+pub(crate) fn is_at(dir: BorrowedFd<'_>, path: &Path) -> bool {
+    let inode = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let there = rustix::fs::stat(path).map(inode);
+    rustix::fs::fstat(dir).map(inode).is_ok_and(|ours| there == Ok(ours))
 }
 
 fn kill_all(run_dir: &Path, state: Option<&StateFile>) -> Result<(), CleanupError> {

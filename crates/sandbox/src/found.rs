@@ -33,7 +33,7 @@ pub fn find(parent: &Path) -> Vec<Found> {
 }
 
 /// As [`crate::key()`] makes them.
-fn is_key(name: &str) -> bool {
+pub(crate) fn is_key(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 

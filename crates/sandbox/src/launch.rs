@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::key::{self, Owner};
-use crate::retire;
 
 /// What the daemon is to serve.
 #[derive(Debug, Clone)]
@@ -88,7 +87,6 @@ pub fn launch(l: &Launch) -> Result<(PathBuf, i32), LaunchError> {
     let parent = Path::new(kata_types::HOST_RUN_DIR);
     // 0711: the VMM's own uid must pass through to nothing, and only by name.
     DirBuilder::new().recursive(true).mode(0o711).create(parent).map_err(io("make", parent))?;
-    retire::sweep(parent);
     match DirBuilder::new().mode(0o700).create(&run_dir) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {

@@ -15,6 +15,7 @@ mod launch;
 mod machine;
 // Public for its benchmark.
 mod network;
+mod origin;
 mod place;
 #[doc(hidden)]
 pub mod plan;
@@ -27,6 +28,7 @@ mod shared;
 mod sizing;
 mod state;
 mod stdio;
+mod sweep;
 mod systemd;
 mod template;
 
@@ -42,6 +44,7 @@ pub use machine::{
     BeginSpec, BootError, DiskError, ExerciseError, Identity, Machine, begin as begin_machine, vm_shape,
 };
 pub use network::{Joined as JoinedNetwork, NetworkError, NetworkRecord};
+pub use origin::Origin;
 pub use place::{Place, PlaceError, place};
 pub use plan::PlanError;
 pub use pod_files::{PodFiles, PodFilesError, PodNames};
@@ -52,4 +55,5 @@ pub use sandbox::{CreateRequest, MachineProcesses, Options, Sandbox};
 pub use shared::SharedError;
 pub use state::{ContainerRecord, ProcessRecord, StateError, StateFile};
 pub use stdio::{Endpoint, Opened, StdioError, StdioSpec};
+pub use sweep::sweep;
 pub use template::{BuildError, Template, TemplateError, Templates, build as build_template};

@@ -32,6 +32,7 @@ use crate::guest_log;
 use crate::hostcgroup::HostCgroup;
 use crate::machine::{self, BeginSpec, Identity, Machine};
 use crate::network::{Joined as JoinedNetwork, Network};
+use crate::origin::Origin;
 use crate::pod_files::PodFiles;
 use crate::process::{Exit, Process, REASON_WITHIN};
 use crate::sizing::Millicpus;
@@ -47,6 +48,8 @@ const KILLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 pub struct Options {
     /// Its id.
     pub id: SandboxId,
+    /// What it is made for.
+    pub origin: Origin,
     /// Its directory; exists, mode 0700.
     pub run_dir: PathBuf,
     /// The configuration.
@@ -152,6 +155,7 @@ impl Sandbox {
     fn new(mut options: Options) -> Result<Arc<Sandbox>, SandboxError> {
         let network = options.network.take().map(|joined| AsyncMutex::new(Network::new(joined, &options.config)));
         let mut state = StateFile::new(options.id.as_str());
+        state.origin = Some(options.origin.clone());
         state.cgroups.clone_from(&options.cgroup.dirs);
         state.vcpu_cgroups.clone_from(&options.cgroup.vcpus);
         state.save(&options.run_dir)?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::network::NetworkRecord;
+use crate::origin::Origin;
 
 /// The file's version; a reader refuses what it does not know.
 pub const VERSION: u32 = 1;
@@ -83,6 +84,9 @@ pub struct StateFile {
     pub version: u32,
     /// The sandbox's id.
     pub id: String,
+    /// What it was made for; none: it has no name yet, or an older program has written this.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// The daemon.
     pub daemon: Option<ProcessRecord>,
     /// The VMM, once it runs.
@@ -130,6 +134,7 @@ impl StateFile {
         StateFile {
             version: VERSION,
             id: id.to_owned(),
+            origin: None,
             daemon: ProcessRecord::of(std::process::id().cast_signed()),
             vm: None,
             fs: None,

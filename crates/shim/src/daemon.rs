@@ -19,7 +19,7 @@ use containerd_shim_protos::shim_async::create_task;
 use kata_config::Config;
 use kata_metrics::Durations;
 use kata_network::Netns;
-use kata_sandbox::{Owner, Ready, attach_socket, monitor_socket, task_socket};
+use kata_sandbox::{Origin, Owner, Ready, attach_socket, monitor_socket, task_socket};
 use kata_storage::View;
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
@@ -162,6 +162,7 @@ impl Serving {
         let Sockets { tasks, shims, operators } = sockets;
         let making = Making {
             id,
+            origin: Origin::of(&owner, &args.bundle, &view),
             run_dir: args.run_dir.clone(),
             config,
             vmm,

@@ -27,6 +27,17 @@ impl View {
         Ok(View::of(File::open("/proc/thread-self/ns/mnt")?.into()))
     }
 
+    /// The inode of the namespace's file, which no other mount namespace has while this one is there.
+    ///
+    /// # Errors
+    /// fstat(2)'s.
+    pub fn inode(&self) -> io::Result<u64> {
+        match &self.0 {
+            Some(namespace) => Ok(rustix::fs::fstat(namespace)?.st_ino),
+            None => View::current()?.inode(),
+        }
+    }
+
     /// Calls `look` where paths mean what they mean in that namespace. Descriptors that it opens can be used anywhere.
     ///
     /// # Errors

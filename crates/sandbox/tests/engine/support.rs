@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kata_sandbox::{CreateRequest, Endpoint, Event, HostCgroup, Options, Sandbox, SandboxError, StdioSpec};
+use kata_sandbox::{
+    CreateRequest, Endpoint, Event, HostCgroup, Options, Origin, Owner, Sandbox, SandboxError, StdioSpec,
+};
+use kata_storage::View;
 use kata_testkit::fake::{Calls, FakeVmm};
 use kata_testkit::rootfs;
 use kata_types::{Mib, SandboxId};
@@ -40,6 +43,7 @@ impl Fixture {
         config.hypervisor.qemu.default_memory = Mib(256);
         let sandbox = Sandbox::start(Options {
             id: SandboxId::new("engine").unwrap(),
+            origin: Origin::of(&Owner::Containerd("engine".into()), dir.path(), &View::default()),
             run_dir,
             config,
             vmm: Arc::new(vmm),
@@ -47,7 +51,7 @@ impl Fixture {
             network: None,
             hostname: "inside".into(),
             events: tx,
-            view: kata_storage::View::default(),
+            view: View::default(),
             files: None,
         });
         Fixture { sandbox: sandbox.unwrap(), calls, events, dir }

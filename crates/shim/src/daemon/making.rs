@@ -9,7 +9,7 @@ use kata_config::Config;
 use kata_metrics::Durations;
 use kata_network::Netns;
 use kata_oci::Spec;
-use kata_sandbox::{HostCgroup, JoinedNetwork, Machine, Options, PodFiles, PodNames, Sandbox};
+use kata_sandbox::{HostCgroup, JoinedNetwork, Machine, Options, Origin, PodFiles, PodNames, Sandbox};
 use kata_trace::Tracer;
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
@@ -39,6 +39,7 @@ pub(super) enum Has {
 /// All that a sandbox is made of but its spec.
 pub(super) struct Making {
     pub id: SandboxId,
+    pub origin: Origin,
     pub run_dir: PathBuf,
     pub config: Config,
     pub vmm: Arc<Qemu>,
@@ -82,6 +83,7 @@ impl Making {
         let cgroup = cgroup.map_err(|e| e.to_string())?;
         let options = Options {
             id: self.id,
+            origin: self.origin,
             run_dir: self.run_dir,
             config: self.config,
             vmm: self.vmm,
