@@ -150,6 +150,10 @@ impl Sandbox {
                 Err(CallError::Refused { not_found: true, .. }) => {
                     return Err(SandboxError::Finished);
                 }
+                // It went down with its machine just now, which is known a moment later.
+                Err(CallError::Lost { .. }) if self.known_death().await.is_some() => {
+                    return if all { Ok(()) } else { Err(SandboxError::Finished) };
+                }
                 Err(err) => return Err(err.into()),
             }
         }

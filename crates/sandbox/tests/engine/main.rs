@@ -49,6 +49,7 @@ fn main() -> ExitCode {
             ("what_fails_leaves_the_sandbox_as_it_was", what_fails_leaves_the_sandbox_as_it_was),
             ("a_dead_vmm_ends_everything_truthfully", a_dead_vmm_ends_everything_truthfully),
             ("a_dead_file_daemon_ends_everything_truthfully", a_dead_file_daemon_ends_everything_truthfully),
+            ("what_is_killed_while_its_machine_dies_is_killed", what_is_killed_while_its_machine_dies_is_killed),
             (
                 "a_guest_that_does_not_come_up_is_told_with_its_words",
                 a_guest_that_does_not_come_up_is_told_with_its_words,
@@ -304,6 +305,30 @@ fn dies(part: &str, words: &str) {
         b.sandbox.kill("c1", "", 9, true).await.unwrap();
         b.sandbox.delete("c1", "e1").await.unwrap();
         b.sandbox.delete("c1", "").await.unwrap();
+        b.end().await;
+    });
+}
+
+/// An engine takes a container back whose start has failed because of that, and does not try twice.
+fn what_is_killed_while_its_machine_dies_is_killed() {
+    block_on(async {
+        let b = Fixture::start();
+        for id in ["c1", "c2", "c3"] {
+            b.create(id, "true").await.unwrap();
+        }
+        b.kill("vm");
+        let (deleted, one, all) = tokio::join!(
+            b.sandbox.delete("c1", ""),
+            b.sandbox.kill("c2", "", 15, false),
+            b.sandbox.kill("c3", "", 9, true)
+        );
+        assert_eq!(deleted.unwrap().1.status, 137);
+        refused(one, "finished");
+        all.unwrap();
+        for id in ["c2", "c3"] {
+            assert_eq!(b.wait(id, "").await.0, 137);
+            b.sandbox.delete(id, "").await.unwrap();
+        }
         b.end().await;
     });
 }
