@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::hostcgroup::HostCgroup;
 use crate::key::task_socket;
+use crate::retire::retired;
 use crate::state::{ProcessRecord, StateError, StateFile};
 
 /// How long killed processes may take to go.
@@ -72,7 +73,14 @@ pub fn cleanup(run_dir: &Path, cgroups_path: Option<&str>) -> Result<Remains, Cl
     if let Some(network) = remains.state.as_ref().and_then(|s| s.network.as_ref()) {
         network.clean_up();
     }
-    let removed = kata_storage::remove_run_dir(run_dir);
+    let mut removed = kata_storage::remove_run_dir(run_dir);
+    // A daemon that was about to go may have given its directory another name just before it was killed here.
+    if let Some(daemon) = remains.state.as_ref().and_then(|state| state.daemon)
+        && let ending = retired(run_dir, daemon.pid)
+        && StateFile::load(&ending).ok().flatten().is_some_and(|state| state.daemon == Some(daemon))
+    {
+        removed = removed.and(kata_storage::remove_run_dir(&ending));
+    }
     match (&remains.state, cgroups_path) {
         (Some(state), _) => HostCgroup { dirs: state.cgroups.clone(), vcpus: state.vcpu_cgroups.clone() }.remove(),
         (None, Some(path)) => HostCgroup::find(path).remove(),
@@ -193,6 +201,28 @@ mod tests {
         assert_eq!(status("b"), Some(4));
         assert!(!run.exists());
         assert_eq!(status("b"), None);
+    }
+
+    #[test]
+    fn a_daemon_that_gives_its_directory_another_name_while_it_is_killed_leaves_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        // Found alive, with its directory; killed with that renamed.
+        let mut daemon = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut state = StateFile::new("s");
+        state.daemon = ProcessRecord::of(daemon.id().cast_signed());
+        let other = StateFile { daemon: state.daemon.map(|d| ProcessRecord { start_time: 1, ..d }), ..state.clone() };
+        let ending = retired(&run, daemon.id().cast_signed());
+        for (there, left) in [(&other, true), (&state, false)] {
+            for (dir, state) in [(&run, &state), (&ending, there)] {
+                std::fs::create_dir_all(dir).unwrap();
+                state.save(dir).unwrap();
+            }
+            cleanup(&run, None).unwrap();
+            assert!(!run.exists());
+            assert_eq!(ending.exists(), left, "one of a daemon that had the pid before is not this one's");
+        }
+        daemon.wait().unwrap();
     }
 
     #[test]

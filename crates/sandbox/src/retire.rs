@@ -9,7 +9,7 @@ pub(crate) const ENDING: &str = ".ending-";
 
 /// Gives a run directory another name; returns its path from now on, which is the old one if it could not be renamed.
 pub fn retire(run_dir: &Path) -> PathBuf {
-    let to = run_dir.with_file_name(format!("{ENDING}{}", std::process::id()));
+    let to = retired(run_dir, std::process::id().cast_signed());
     match fs::rename(run_dir, &to) {
         Ok(()) => to,
         Err(e) => {
@@ -17,6 +17,11 @@ pub fn retire(run_dir: &Path) -> PathBuf {
             run_dir.to_owned()
         }
     }
+}
+
+/// The name that the daemon of this pid gives to its run directory.
+pub(crate) fn retired(run_dir: &Path, daemon: i32) -> PathBuf {
+    run_dir.with_file_name(format!("{ENDING}{daemon}"))
 }
 
 #[cfg(test)]
