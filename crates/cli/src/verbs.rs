@@ -21,6 +21,9 @@ const FORCE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a daemon may take to go after it was told to.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long the process that stands for a container may take to end when the sandbox is lost.
+const LOST_WITHIN: Duration = Duration::from_secs(3);
+
 /// The daemon of a container that must run.
 async fn daemon(store: &Store, id: &str) -> Result<Daemon, CliError> {
     let entry = store.get(id)?;
@@ -30,8 +33,24 @@ async fn daemon(store: &Store, id: &str) -> Result<Daemon, CliError> {
 /// `start`.
 pub async fn start(store: &Store, id: &str) -> Result<u8, CliError> {
     let daemon = daemon(store, id).await?;
-    daemon.start(id, "").await?;
-    Ok(0)
+    let Err(err) = daemon.start(id, "").await else { return Ok(0) };
+    // An engine takes a container back whose start has failed, once, and only if the process that stands for it has ended: where
+    // that is about to, it has when the engine is told.
+    if !matches!(daemon.state(id, "").await, Ok(task) if task.status != Status::Stopped) {
+        stand_in_ends(store, id).await;
+    }
+    Err(err.into())
+}
+
+/// Waits for the end of the process that stands for a container whose sandbox is lost.
+async fn stand_in_ends(store: &Store, id: &str) {
+    let Ok(entry) = store.get(id) else { return };
+    let state = StateFile::load(&store.run_dir(id, &entry)).ok().flatten();
+    let Some(record) = state.and_then(|mut state| state.containers.remove(id)) else { return };
+    let deadline = Instant::now() + LOST_WITHIN;
+    while record.is_stood_for_by(record.pid) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// A container's state: from its daemon, else from what the daemon left.

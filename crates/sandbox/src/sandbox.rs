@@ -44,6 +44,9 @@ pub use observe::MachineProcesses;
 /// How long a killed VMM may take to go.
 const KILLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// How long an error waits that may be about a machine that has just died.
+const DOUBT_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
+
 /// What a sandbox is made with.
 pub struct Options {
     /// Its id.
@@ -239,7 +242,7 @@ impl Sandbox {
             return;
         };
         // What ended it, if something did, says more.
-        if self.known_death().await.is_none() {
+        if self.known_death(REASON_WITHIN).await.is_none() {
             tracing::error!("the guest could not be told who it is: {err}");
             self.death.send_replace(Some(format!("the guest could not be told who it is: {err}")));
         }
@@ -332,16 +335,19 @@ impl Sandbox {
     /// An error as it is; where it says no more than that the guest was lost, what ended it, which is known a moment
     /// later.
     pub async fn explained(&self, err: SandboxError) -> SandboxError {
-        if !matches!(err, SandboxError::Agent(CallError::Lost { .. })) {
-            return err;
-        }
-        self.known_death().await.map_or(err, SandboxError::Dead)
+        let within = match err {
+            SandboxError::Agent(CallError::Lost { .. }) => REASON_WITHIN,
+            // A machine that has just died refuses everything, and one that is well some things.
+            SandboxError::Network(_) | SandboxError::Resize(_) => DOUBT_WITHIN,
+            _ => return err,
+        };
+        self.known_death(within).await.map_or(err, SandboxError::Dead)
     }
 
     /// What has ended the sandbox, which is known a moment after the guest was lost; `None`: nothing has.
-    async fn known_death(&self) -> Option<String> {
+    async fn known_death(&self, within: std::time::Duration) -> Option<String> {
         let mut death = self.death.subscribe();
-        let known = tokio::time::timeout(REASON_WITHIN, death.wait_for(Option::is_some)).await;
+        let known = tokio::time::timeout(within, death.wait_for(Option::is_some)).await;
         known.ok()?.ok()?.clone()
     }
 

@@ -12,7 +12,7 @@ use super::{Sandbox, lock};
 use crate::convert;
 use crate::error::SandboxError;
 use crate::events::Event;
-use crate::process::{Exit, Process};
+use crate::process::{Exit, Process, REASON_WITHIN};
 use crate::stdio::{Pumps, StdioSpec};
 
 impl Sandbox {
@@ -21,6 +21,21 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]; where the program cannot be run, the text is runc's.
     pub async fn start_process(self: &Arc<Self>, container: &str, exec: &str) -> Result<i32, SandboxError> {
+        let err = match self.begin_process(container, exec).await {
+            Ok(pid) => return Ok(pid),
+            Err(err) => self.explained(err).await,
+        };
+        // Whoever is told of a sandbox that is gone finds the container ended.
+        if exec.is_empty()
+            && matches!(err, SandboxError::Dead(_))
+            && let Ok(process) = self.process(container, "")
+        {
+            drop(tokio::time::timeout(REASON_WITHIN, process.wait()).await);
+        }
+        Err(err)
+    }
+
+    async fn begin_process(self: &Arc<Self>, container: &str, exec: &str) -> Result<i32, SandboxError> {
         let process = self.process(container, exec)?;
         let what = || if exec.is_empty() { format!("container {container}") } else { format!("exec {exec}") };
         if process.status() != Status::Created {
@@ -151,7 +166,7 @@ impl Sandbox {
                     return Err(SandboxError::Finished);
                 }
                 // It went down with its machine just now, which is known a moment later.
-                Err(CallError::Lost { .. }) if self.known_death().await.is_some() => {
+                Err(CallError::Lost { .. }) if self.known_death(REASON_WITHIN).await.is_some() => {
                     return if all { Ok(()) } else { Err(SandboxError::Finished) };
                 }
                 Err(err) => return Err(err.into()),
