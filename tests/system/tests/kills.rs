@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kata_testkit::bundle::Bundle;
-use kata_testkit::cmd::Running;
-use kata_testkit::engine::{Containerd, Docker, Podman};
+use kata_testkit::cmd::{Cmd, Running};
+use kata_testkit::engine::{CgroupParent, Containerd, Docker, Podman};
 use kata_testkit::image::BUSYBOX;
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::{Runtime, Sandbox, json};
+use kata_testkit::runtime::{Runtime, Sandbox, json, stage};
 use kata_testkit::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -213,6 +213,70 @@ fn child_named(parent: i32, name: &str) -> Option<i32> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     let mut pids = children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
     pids.find(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with(name)))
+}
+
+/// The shim as containerd calls it, in a bundle that need not be there any more.
+fn shim(id: &str, bundle: &Path, action: &str) -> Cmd {
+    let shim = Cmd::new(stage().join("bin/containerd-shim-kata-v2")).args(["-namespace", "kata-forgotten", "-id", id]);
+    shim.arg("-bundle").arg(bundle).arg(action)
+}
+
+/// An engine that knows of no sandbox asks for no clean-up (containerd 1.6 does so, when a shim dies between telling its address
+/// and the first connection to it): whoever launches another sandbox cleans up, and touches nothing else.
+#[test]
+fn what_an_engine_has_forgotten_goes_when_the_next_sandbox_is_launched() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let parent = CgroupParent(format!("kata-forgotten-{}", std::process::id()));
+    let bundle = |id: &str| {
+        let cgroup = format!("/{}/{id}", parent.0);
+        let bundle = sleeper(&rt).with(|spec| spec["linux"]["cgroupsPath"] = json!(cgroup));
+        bundle.write();
+        bundle
+    };
+    let start = |id: &str, bundle: &Bundle| {
+        shim(id, bundle.path(), "start").ok();
+        Sandbox::find(id)
+    };
+    let killed = |sandbox: &Sandbox| {
+        let stat = format!("/proc/{}", sandbox.pid("daemon"));
+        kill9(sandbox.pid("daemon"));
+        wait::until("end of the daemon", TOLD_WITHIN, || (!Path::new(&stat).exists()).then_some(()));
+    };
+    let cgroups = |id: &str| parent.dirs().iter().map(|dir| dir.join(id)).filter(|dir| dir.exists()).count();
+    let launch_another = || rt.run(&Bundle::busybox(&rt).sh("exit 3"), "another").run().expect(3);
+
+    // Nobody else's are touched: one that lives, though its bundle is gone, and a dead one that its engine can still delete.
+    let (living_bundle, known_bundle) = (bundle("living"), bundle("known"));
+    let (living, known) = (start("living", &living_bundle), start("known", &known_bundle));
+    drop(living_bundle);
+    killed(&known);
+
+    for after in [0, 20, 200, 2000] {
+        let forgotten_bundle = bundle("forgotten");
+        let forgotten = start("forgotten", &forgotten_bundle);
+        std::thread::sleep(Duration::from_millis(after));
+        killed(&forgotten);
+        drop(forgotten_bundle);
+        launch_another();
+        assert!(!forgotten.dir.exists(), "{} is left, {after} ms after its start", forgotten.dir.display());
+        assert_eq!(cgroups("forgotten"), 0, "cgroups are left, {after} ms after its start");
+    }
+    // The next one of the same id has a bundle of the same name.
+    let (first, second) = (bundle("forgotten"), bundle("forgotten"));
+    killed(&start("forgotten", &first));
+    std::fs::rename(first.path(), rt.file("old")).unwrap();
+    std::fs::rename(second.path(), first.path()).unwrap();
+    killed(&start("forgotten", &first));
+    shim("forgotten", first.path(), "delete").ok();
+
+    assert_eq!(pid_in(&living.dir, "daemon"), Some(living.pid("daemon")));
+    assert!(known.dir.exists() && cgroups("known") > 0 && cgroups("living") > 0);
+    shim("known", known_bundle.path(), "delete").ok();
+    shim("living", &rt.file("gone"), "delete").ok();
+    for id in ["living", "known", "forgotten"] {
+        assert_eq!(cgroups(id), 0, "{id}");
+    }
 }
 
 #[test]
