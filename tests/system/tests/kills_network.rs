@@ -38,7 +38,8 @@ fn kill_when_there(command: Running, before: &[PathBuf], interface: &str, part: 
         let dir = sandboxes().into_iter().find(|dir| !before.contains(dir))?;
         let state: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("state.json")).ok()?).ok()?;
         let pid = |of: &str| state[of]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        // The daemon is in the sandbox's network.
+        // One that has just been taken out of the pool has no name yet, and is in the host's network.
+        state["id"].as_str().filter(|id| id.len() == 64)?;
         let interfaces = std::fs::read_to_string(format!("/proc/{}/net/dev", pid("daemon")?)).ok()?;
         interfaces.lines().any(|line| line.trim_start().starts_with(interface)).then(|| pid(part)).flatten()
     };
