@@ -60,15 +60,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// The one line on stdout; afterwards stdout is /dev/null, so that whoever waits for its end gets it.
-fn answer(ready: &Ready) {
+/// The one line on stdout; afterwards stdout is /dev/null, so that whoever waits for its end gets it. Whether anybody is there to
+/// read it.
+fn answer(ready: &Ready) -> bool {
     let mut out = std::io::stdout();
-    // The reader may have given up.
-    drop(serde_json::to_writer(&mut out, ready).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n")));
-    drop(out.flush());
+    let line = serde_json::to_writer(&mut out, ready).map_err(std::io::Error::from);
+    let told = line.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).is_ok();
     if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null.as_fd());
     }
+    told
 }
 
 fn run(args: Vec<OsString>) -> Result<(), String> {
@@ -130,7 +131,9 @@ async fn serve(args: &Args, view: View) -> Result<(), String> {
     tracing::info!(config = ?loaded.files, "configured");
     let host = Netns::current().map_err(|e| e.to_string())?;
     let serving = Serving::begin(args, config, vmm, sockets, Has::Nothing { host }, view).await?;
-    answer(&Ready { pid: Some(std::process::id().cast_signed()), error: None });
+    if !answer(&Ready { pid: Some(std::process::id().cast_signed()), error: None }) {
+        serving.nobody_came().await;
+    }
     serving.until_its_end(args).await
 }
 
@@ -204,6 +207,15 @@ impl Serving {
             tokio::spawn(give_up(Arc::clone(pod), Arc::clone(&exit)));
         }
         Ok(Serving { engine, pod, server, exit, terminate, traces })
+    }
+
+    /// Ends a sandbox whose launcher has gone before it was told of it: nobody knows that it is there.
+    async fn nobody_came(&self) {
+        tracing::error!("whoever launched the sandbox has gone: it ends");
+        if let Ok(sandbox) = self.engine.sandbox() {
+            sandbox.shutdown().await;
+        }
+        self.exit.notify_one();
     }
 
     async fn until_its_end(mut self, args: &Args) -> Result<(), String> {

@@ -5,14 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::Sandbox;
+use kata_testkit::runtime::{Sandbox, kill9};
 use kata_testkit::wait;
 use kata_testkit_cri::api::{self, ContainerState};
 use kata_testkit_cri::node::is_kata;
 use kata_testkit_cri::volume::{Mounted, Projected};
 use kata_testkit_cri::{Container, Node, Pod};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 /// For what happens at once in a VM that runs, on a slow machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -24,10 +22,6 @@ const LOST: i32 = 137;
 const UNKNOWN: i32 = 255;
 /// The processes of a sandbox, as its state file names them.
 const PARTS: [&str; 3] = ["vm", "fs", "daemon"];
-
-fn kill9(pid: i32) {
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("kill -9 {pid}: {e}"));
-}
 
 fn idle<'a>(pod: &'a Pod<'a>, name: &str) -> Container<'a> {
     let container = pod.container(name).sh("echo ready; exec sleep 10000").start();

@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::Sandbox;
+use kata_testkit::runtime::{Sandbox, kill9};
 use kata_testkit_cri::api;
 use kata_testkit_cri::node::is_kata;
 use kata_testkit_cri::volume::Projected;
 use kata_testkit_cri::{Container, Node, Pod};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 /// For what happens at once in a VM that runs, on a slow machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -39,10 +37,9 @@ macro_rules! only_ours {
 }
 
 /// Kills this part after so many milliseconds; returns when.
-fn kill9(sandbox: &Sandbox, part: &str, after: u64) -> Instant {
+fn kill_after(sandbox: &Sandbox, part: &str, after: u64) -> Instant {
     std::thread::sleep(Duration::from_millis(after));
-    let pid = sandbox.pid(part);
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("kill -9 of {part}, {pid}: {e}"));
+    kill9(sandbox.pid(part));
     Instant::now()
 }
 
@@ -95,7 +92,7 @@ fn while_a_volume_is_updated() {
                     n
                 });
                 let exec = scope.spawn(|| main.try_exec(&["sh", "-c", &format!("while :; do {reads}; done")], 60));
-                let killed = kill9(&sandbox, part, after);
+                let killed = kill_after(&sandbox, part, after);
                 let exec = exec.join().unwrap();
                 assert!(killed.elapsed() < TOLD_WITHIN, "{case}: the exec hung: {exec:?}");
                 dead.store(true, Ordering::Relaxed);
@@ -155,7 +152,7 @@ fn while_a_container_and_its_machine_grow() {
             let sandbox = Sandbox::find(pod.id());
             let (updated, answered, killed) = std::thread::scope(|scope| {
                 let update = scope.spawn(|| (main.update(limits(big.0, big.1)), Instant::now()));
-                let killed = kill9(&sandbox, part, after);
+                let killed = kill_after(&sandbox, part, after);
                 let (updated, answered) = update.join().unwrap();
                 (updated, answered, killed)
             });
@@ -189,7 +186,7 @@ fn while_a_machine_shrinks() {
             let sandbox = Sandbox::find(pod.id());
             main.update(limits(64 * MIB, 50_000)).unwrap();
             assert_eq!(told(&main), (64 * MIB, 50_000));
-            kill9(&sandbox, part, after);
+            kill_after(&sandbox, part, after);
             let id = main.id().to_owned();
             is_lost(&node, pod, &id, part, &case);
         }

@@ -1,7 +1,9 @@
 //! kill -9 of every process of a sandbox, at rest and while it is being made: the container's end is told truthfully
 //! and soon, `delete` works afterwards, and nothing is left.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use kata_testkit::bundle::Bundle;
@@ -9,7 +11,7 @@ use kata_testkit::cmd::{Cmd, Running};
 use kata_testkit::engine::{CgroupParent, Containerd, Docker, Podman};
 use kata_testkit::image::BUSYBOX;
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::{Runtime, Sandbox, json, stage};
+use kata_testkit::runtime::{Runtime, Sandbox, json, kill9, stage};
 use kata_testkit::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,10 +21,6 @@ use serde_json::json;
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// Of processes that went down with their sandbox (128 and SIGKILL).
 const LOST: i32 = 137;
-
-fn kill9(pid: i32) {
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("kill -9 {pid}: {e}"));
-}
 
 /// A container that says it is ready, and then sleeps.
 fn sleeper(rt: &Runtime) -> Bundle {
@@ -307,6 +305,30 @@ fn under_containerd() {
     kill9(Sandbox::find("waited").pid("vm"));
     run.wait().expect(LOST);
     containerd.holds_nothing();
+}
+
+#[test]
+fn a_sandbox_whose_launcher_has_gone_ends_by_itself() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]);
+    let run_dir = Path::new("/run/kata").join(format!("{:032x}", std::process::id()));
+    std::fs::DirBuilder::new().mode(0o700).create(&run_dir).unwrap();
+    let mut daemon = std::process::Command::new(stage().join("bin/kata"))
+        .args(["sandbox-daemon", "--id", "orphan", "--namespace", "kata-test", "--run-dir"])
+        .arg(&run_dir)
+        .arg("--bundle")
+        .arg(bundle.write())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Nobody reads what it says.
+    drop(daemon.stdout.take());
+    let ended = wait::until("end of the sandbox", Duration::from_secs(30), || daemon.try_wait().unwrap());
+    assert!(ended.success(), "{ended}");
+    assert!(!run_dir.exists());
 }
 
 #[test]

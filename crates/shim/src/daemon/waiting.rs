@@ -177,12 +177,7 @@ async fn named(
     drop(taker);
     let serving = begun?;
     if told.is_err() {
-        // Nobody will come for it.
-        tracing::error!("the taker has gone: the sandbox ends");
-        if let Ok(sandbox) = serving.engine.sandbox() {
-            sandbox.shutdown().await;
-        }
-        serving.exit.notify_one();
+        serving.nobody_came().await;
     }
     serving.until_its_end(&args).await
 }
