@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::net::Tap;
 use crate::{image, run};
 
 /// What init says first.
@@ -134,12 +135,12 @@ impl Bare {
     ///
     /// # Errors
     /// As of [`Bare::boot`].
-    pub fn with_card(&self, netns: &str, tap: &str, initrd: &Path) -> Result<Vm<'_>> {
+    pub fn with_card(&self, netns: &str, tap: &Tap, initrd: &Path) -> Result<Vm<'_>> {
         let mut command = self.command("ip", &["netns", "exec", netns, "timeout", "--signal=KILL", DEADLINE]);
         drop(fs::remove_file(&self.memory));
         self.boots(&mut command, initrd);
-        command.args(["-netdev", &format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off")]);
-        command.args(["-device", "virtio-net-pci,netdev=net,bus=rp1,romfile="]);
+        command.args(["-netdev", &format!("tap,id=net,ifname={},script=no,downscript=no,vhost=off", tap.name)]);
+        command.args(["-device", &format!("virtio-net-pci,netdev=net,bus=rp1,romfile=,mac={}", tap.mac)]);
         let mut vm = self.spawn(command)?;
         vm.says(READY)?;
         Ok(vm)

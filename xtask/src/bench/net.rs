@@ -21,6 +21,7 @@ use super::program::{self, Step};
 use super::report::Check;
 use super::stats::percentile_of;
 use crate::{image, run};
+pub use wire::Tap;
 use wire::{ADDRESS, CARD, Wire};
 
 /// What is run; see there.
@@ -56,6 +57,7 @@ pub fn measure(ground: &Ground, build: &Build, bare: &Bare, all: &[Contender], r
     program::compile(PROBE, &dir, &probe)?;
     let initrd = initrd(&dir, ground, &probe)?;
     let wire = Wire::new()?;
+    let bundle = bundle(&dir, ground, build, &wire)?;
     let containers = all.iter().filter_map(|one| match one {
         Contender::Other(other, _) => (other.name == RUNC).then_some((RUNC, one)),
         Contender::Kata(kata) => (kata.mode() == Mode::Template).then_some((KATA, one)),
@@ -66,16 +68,10 @@ pub fn measure(ground: &Ground, build: &Build, bare: &Bare, all: &[Contender], r
     for round in 0..=rounds.min(ROUNDS) {
         for (name, steps) in &mut by {
             let said = match containers.iter().find(|(known, _)| known == name) {
-                Some((_, contender)) => of_container(&dir, ground, build, &wire, contender)?,
-                None => {
-                    let tap = wire.tap()?;
-                    let serving = bare.with_card(&wire.here, tap, &initrd)?;
-                    let said = ask(&wire, &ground.rootfs)?;
-                    drop(serving);
-                    wire.untap()?;
-                    said
-                }
+                Some((_, contender)) => of_container(&bundle, ground, &wire, contender),
+                None => of_bare(ground, &wire, bare, &initrd),
             };
+            let said = said.with_context(|| name.clone())?;
             // The first one warms up.
             if round > 0 {
                 steps.push(said);
@@ -103,7 +99,16 @@ fn initrd(dir: &Path, ground: &Ground, probe: &Path) -> Result<PathBuf> {
     Ok(initrd)
 }
 
-fn of_container(dir: &Path, ground: &Ground, build: &Build, wire: &Wire, contender: &Contender) -> Result<Vec<Step>> {
+fn of_bare(ground: &Ground, wire: &Wire, bare: &Bare, initrd: &Path) -> Result<Vec<Step>> {
+    let serving = bare.with_card(&wire.here, &wire.tap()?, initrd)?;
+    let said = ask(wire, &ground.rootfs)?;
+    drop(serving);
+    wire.untap()?;
+    Ok(said)
+}
+
+/// A container that does nothing but serve, in the network namespace.
+fn bundle(dir: &Path, ground: &Ground, build: &Build, wire: &Wire) -> Result<PathBuf> {
     let bundle = dir.join("bundle");
     let config = oci::bundle(&bundle, build, &ground.rootfs, &["/bin/net", "serve"])?;
     let mut spec: Value = serde_json::from_str(&fs::read_to_string(&config)?)?;
@@ -111,13 +116,17 @@ fn of_container(dir: &Path, ground: &Ground, build: &Build, wire: &Wire, contend
     namespaces.retain(|n| n["type"] != "network");
     namespaces.push(json!({ "type": "network", "path": format!("/run/netns/{}", wire.here) }));
     fs::write(&config, spec.to_string())?;
+    Ok(bundle)
+}
+
+fn of_container(bundle: &Path, ground: &Ground, wire: &Wire, contender: &Contender) -> Result<Vec<Step>> {
     let command = || match contender {
         Contender::Other(_, path) => bounded(path),
         Contender::Kata(kata) => kata.runtime(),
     };
     let id = format!("bench-net-{}", std::process::id());
     let ticket = contender.ready(1)?;
-    let done = run::check(command().args(["run", "--detach", "--bundle"]).arg(&bundle).arg(&id))
+    let done = run::check(command().args(["run", "--detach", "--bundle"]).arg(bundle).arg(&id))
         .and_then(|()| ask(wire, &ground.rootfs));
     let removed = run::check(command().args(["delete", "--force", &id]));
     let said = done?;

@@ -1,6 +1,7 @@
 //! Two network namespaces with a cable between them: one for whoever serves, one for whoever asks.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::run;
 
@@ -10,6 +11,14 @@ pub const ADDRESS: &str = "10.231.7.2";
 const PREFIX: &str = "24";
 const ASKER: &str = "10.231.7.1";
 const TAP: &str = "tap0";
+
+/// A tap for a VM.
+pub struct Tap {
+    /// Its name.
+    pub name: &'static str,
+    /// The address that the VM's card must have: the other end remembers it for longer than a round.
+    pub mac: String,
+}
 
 /// Both namespaces, by name; removed on drop.
 pub struct Wire {
@@ -40,11 +49,11 @@ impl Wire {
     }
 
     /// A tap there, and all that comes by either of tap and card goes out by the other one: what our own driver does,
-    /// made by `tc`. Its name.
+    /// made by `tc`.
     ///
     /// # Errors
     /// ip's and tc's.
-    pub fn tap(&self) -> Result<&'static str> {
+    pub fn tap(&self) -> Result<Tap> {
         ip(&["-n", &self.here, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
         ip(&["-n", &self.here, "link", "set", TAP, "up"])?;
         for (from, to) in [(TAP, CARD), (CARD, TAP)] {
@@ -54,7 +63,12 @@ impl Wire {
                 "action", "mirred", "egress", "redirect", "dev", to,
             ])?;
         }
-        Ok(TAP)
+        let links: Value = serde_json::from_str(&run::output(&mut run::cmd(
+            "ip",
+            ["-n", &self.here, "-json", "link", "show", "dev", CARD],
+        ))?)?;
+        let mac = links[0]["address"].as_str().context("a card without an address")?.to_owned();
+        Ok(Tap { name: TAP, mac })
     }
 
     /// Takes the tap away, and the card's redirection.
