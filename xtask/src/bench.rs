@@ -225,9 +225,9 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
         found.checks.extend(promises::of_memory(&memory));
         found.raw.insert("memory".into(), memory.json());
         let back = run::step("memory given back", || given_back::measure(ground, build, &contenders))?;
-        found.text.push(back.line());
-        found.checks.push(back.check());
-        found.raw.insert("given_back".into(), back.json());
+        found.text.extend(back.iter().map(given_back::GivenBack::line));
+        found.checks.extend(back.iter().map(given_back::GivenBack::check));
+        found.raw.insert("given_back".into(), back.iter().map(given_back::GivenBack::json).collect());
         let agent = run::step("measuring the agent", || agent::pss_kib(&build.prefix, &ground.rootfs, ground.work))?;
         found.text.push(format!(
             "agent, in the guest: {:.1} MB PSS (of the guest's memory, counted above)",

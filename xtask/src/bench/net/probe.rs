@@ -1,6 +1,7 @@
 //! What serves in a container, in a bare VM, and asks from the other end of their network: one program of its own, static, of
-//! the standard library only. The asking one prints "name nanoseconds amount" for each step; amounts are bytes or requests.
-//! Each step lasts equally long, whoever serves: what is a moment for one is a minute for another.
+//! the standard library only. The asking one prints "name nanoseconds amount" for each step: bytes and how long they took, or
+//! how long one request of all took that were made (the median, and the 99th of a hundred). Each step lasts equally long, whoever serves: what is a moment for
+//! one is a minute for another.
 
 use std::io::{Read, Result, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -11,7 +12,7 @@ const PORT: u16 = 5001;
 /// Bytes that go each way at once.
 const CHUNK: usize = 128 << 10;
 /// Connections of one step at most: each takes a port of the asker's for a minute (TIME_WAIT), of which it has 28,000.
-const CONNECTIONS: u64 = 1500;
+const CONNECTIONS: usize = 1500;
 /// The length of a request and of its answer.
 const MESSAGE: usize = 64;
 /// How long a step lasts, and for how long it is done before that without being counted.
@@ -78,20 +79,26 @@ fn ask(address: &str) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    for (name, work) in STEPS {
+    for (name, work) in [("to-it", send as Work<u64>), ("from-it", receive)] {
         work(address, WARMS)?;
         let start = Instant::now();
-        let amount = work(address, LASTS)?;
-        println!("{name} {} {amount}", start.elapsed().as_nanos());
+        let bytes = work(address, LASTS)?;
+        println!("{name} {} {bytes}", start.elapsed().as_nanos());
+    }
+    for (name, work) in [("request", requests as Work<Vec<Duration>>), ("connection", connections)] {
+        work(address, WARMS)?;
+        let mut each = work(address, LASTS)?;
+        each.sort();
+        for (percent, suffix) in [(50, ""), (99, "-p99")] {
+            let at = each.get(each.len() * percent / 100).copied().unwrap_or(LASTS);
+            println!("{name}{suffix} {} 1", at.as_nanos());
+        }
     }
     Ok(())
 }
 
-/// Does something for so long; how much it was.
-type Work = fn(&str, Duration) -> Result<u64>;
-
-const STEPS: [(&str, Work); 4] =
-    [("to-it", send), ("from-it", receive), ("requests", requests), ("connections", connections)];
+/// Does something for so long; says how much it was, or how long each took.
+type Work<T> = fn(&str, Duration) -> Result<T>;
 
 fn connect(address: &str, what: u8) -> Result<TcpStream> {
     let mut stream = TcpStream::connect((address, PORT))?;
@@ -102,11 +109,16 @@ fn connect(address: &str, what: u8) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Bytes; ends when the other one has them all.
+/// Ends when the other one has it all.
 fn send(address: &str, lasts: Duration) -> Result<u64> {
     let mut stream = connect(address, SINK)?;
     let chunk = vec![0xa5; CHUNK];
-    let sent = repeat(lasts, || stream.write_all(&chunk).map(|()| CHUNK as u64))?;
+    let start = Instant::now();
+    let mut sent = 0;
+    while start.elapsed() < lasts {
+        stream.write_all(&chunk)?;
+        sent += CHUNK as u64;
+    }
     stream.shutdown(Shutdown::Write)?;
     stream.read_exact(&mut [0])?;
     Ok(sent)
@@ -115,40 +127,42 @@ fn send(address: &str, lasts: Duration) -> Result<u64> {
 fn receive(address: &str, lasts: Duration) -> Result<u64> {
     let mut stream = connect(address, SOURCE)?;
     let mut chunk = vec![0; CHUNK];
-    repeat(lasts, || match stream.read(&mut chunk)? {
-        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-        n => Ok(n as u64),
-    })
+    let start = Instant::now();
+    let mut received = 0;
+    while start.elapsed() < lasts {
+        match stream.read(&mut chunk)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => received += n as u64,
+        }
+    }
+    Ok(received)
 }
 
 /// On one connection.
-fn requests(address: &str, lasts: Duration) -> Result<u64> {
+fn requests(address: &str, lasts: Duration) -> Result<Vec<Duration>> {
     let mut stream = connect(address, ECHO)?;
-    repeat(lasts, || request(&mut stream))
+    repeat(usize::MAX, lasts, || request(&mut stream))
 }
 
 /// Each with one request.
-fn connections(address: &str, lasts: Duration) -> Result<u64> {
-    repeat_at_most(CONNECTIONS, lasts, || request(&mut connect(address, ECHO)?))
+fn connections(address: &str, lasts: Duration) -> Result<Vec<Duration>> {
+    repeat(CONNECTIONS, lasts, || request(&mut connect(address, ECHO)?))
 }
 
-fn request(stream: &mut TcpStream) -> Result<u64> {
+fn request(stream: &mut TcpStream) -> Result<()> {
     let mut message = [0x5a; MESSAGE];
     stream.write_all(&message)?;
-    stream.read_exact(&mut message)?;
-    Ok(1)
+    stream.read_exact(&mut message)
 }
 
-fn repeat(lasts: Duration, once: impl FnMut() -> Result<u64>) -> Result<u64> {
-    repeat_at_most(u64::MAX, lasts, once)
-}
-
-fn repeat_at_most(times: u64, lasts: Duration, mut once: impl FnMut() -> Result<u64>) -> Result<u64> {
+/// How long each took.
+fn repeat(at_most: usize, lasts: Duration, mut once: impl FnMut() -> Result<()>) -> Result<Vec<Duration>> {
     let start = Instant::now();
-    let (mut amount, mut done) = (0, 0);
-    while done < times && start.elapsed() < lasts {
-        amount += once()?;
-        done += 1;
+    let mut each = Vec::new();
+    while each.len() < at_most && start.elapsed() < lasts {
+        let this = Instant::now();
+        once()?;
+        each.push(this.elapsed());
     }
-    Ok(amount)
+    Ok(each)
 }
