@@ -14,6 +14,8 @@ mod idle;
 mod kata;
 mod memory;
 mod net;
+mod netns;
+mod pods;
 mod processes;
 mod program;
 mod promises;
@@ -36,7 +38,7 @@ use command::Work;
 use contender::Contender;
 use engine::Engine;
 use engine::ctr::Ctr;
-use engine::docker::Docker;
+use engine::docker::{Docker, Network};
 use engine::oci::Oci;
 use kata::{Build, Kata, Mode};
 use report::Check;
@@ -59,6 +61,8 @@ pub enum Section {
     Fs,
     /// TCP through a sandbox's network card, against runc's and a bare QEMU with the same tap.
     Net,
+    /// A pod with a network and two containers, through containerd's CRI as a kubelet asks for it.
+    Pods,
 }
 
 /// How to measure.
@@ -204,14 +208,16 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
     })?;
     let ctr = Ctr::start(ground.work, "containerd", &build.bin(), &ground.archive)?;
     if has(Section::Starts) {
-        let docker = Docker::start(ground.work, &contenders, &ground.archive)?;
+        let docker = Docker::start(ground.work, &contenders, &ground.archive, Network::None)?;
+        let networked = Docker::start(ground.work, &contenders, &ground.archive, Network::Bridge)?;
         let oci = Oci::prepare(ground.work, build, &ground.rootfs)?;
-        let engines: [&dyn Engine; 3] = [&oci, &ctr, &docker];
+        let engines: [&dyn Engine; 4] = [&oci, &ctr, &docker, &networked];
         let mut bare =
             boot::Bare::prepare(run::cmd(&build.bin().join("kata-runtime").to_string_lossy(), [""; 0]), ground.work)?;
         let mut skipped = Vec::new();
         let table = starts::measure(&engines, &contenders, Some(&mut bare), options.rounds, &mut skipped)?;
         found.text.push(format!("{} rounds, in turns; milliseconds\n\n{}", options.rounds, table.markdown()));
+        found.text.push(starts::of_networks(&table));
         if !skipped.is_empty() {
             found.text.push(format!("left out:\n    {}", skipped.join("\n    ")));
         }
@@ -276,6 +282,15 @@ fn measure(options: &Options, build: &Build, ground: &Ground, found: &mut Found)
         found.text.push(net.markdown());
         found.checks.extend(net.checks());
         found.raw.insert("net".into(), net.json());
+    }
+    if has(Section::Pods) {
+        let table = pods::measure(build, &contenders, options.rounds)?;
+        found.text.push(format!(
+            "a pod with a network and two containers, {} rounds, in turns; milliseconds\n\n{}",
+            options.rounds,
+            table.markdown()
+        ));
+        found.raw.insert("pods".into(), table.json());
     }
     Ok(())
 }

@@ -66,6 +66,13 @@ impl<'a> PodSpec<'a> {
         self.config.linux.get_or_insert_default()
     }
 
+    /// Another runtime handler than the one under test.
+    #[must_use]
+    pub fn handled_by(mut self, handler: &str) -> PodSpec<'a> {
+        handler.clone_into(&mut self.handler);
+        self
+    }
+
     /// One pid namespace for all containers.
     #[must_use]
     pub fn shared_pids(mut self) -> PodSpec<'a> {

@@ -107,7 +107,7 @@ fn initrd(dir: &Path, ground: &Ground, probe: &Path) -> Result<PathBuf> {
 }
 
 fn of_bare(ground: &Ground, wire: &Wire, bare: &Bare, initrd: &Path) -> Result<Vec<Step>> {
-    let serving = bare.with_card(&wire.here, &wire.tap()?, initrd)?;
+    let serving = bare.with_card(&wire.here.name, &wire.tap()?, initrd)?;
     let said = ask(wire, &ground.rootfs)?;
     drop(serving);
     wire.untap()?;
@@ -121,7 +121,7 @@ fn bundle(dir: &Path, ground: &Ground, build: &Build, wire: &Wire) -> Result<Pat
     let mut spec: Value = serde_json::from_str(&fs::read_to_string(&config)?)?;
     let namespaces = spec["linux"]["namespaces"].as_array_mut().context("a spec without namespaces")?;
     namespaces.retain(|n| n["type"] != "network");
-    namespaces.push(json!({ "type": "network", "path": format!("/run/netns/{}", wire.here) }));
+    namespaces.push(json!({ "type": "network", "path": wire.here.path() }));
     fs::write(&config, spec.to_string())?;
     Ok(bundle)
 }
@@ -144,7 +144,7 @@ fn of_container(bundle: &Path, ground: &Ground, wire: &Wire, contender: &Contend
 
 fn ask(wire: &Wire, rootfs: &Path) -> Result<Vec<Step>> {
     let mut command = bounded("ip");
-    command.args(["netns", "exec", &wire.there]).arg(rootfs.join("bin/net")).args(["ask", ADDRESS]);
+    command.args(["netns", "exec", &wire.there.name]).arg(rootfs.join("bin/net")).args(["ask", ADDRESS]);
     let said = program::parse(&run::output(&mut command)?)?;
     ensure!(said.len() == STEPS, "the probe did not end: {said:?}");
     Ok(said)

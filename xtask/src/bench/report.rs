@@ -44,6 +44,17 @@ impl Table {
         self.rows.iter().position(|row| row.engine == engine && row.verb == verb && row.contender == contender)
     }
 
+    /// Who was measured, in the order in which they first came.
+    pub fn contenders(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = Vec::new();
+        for row in &self.rows {
+            if !all.contains(&row.contender.as_str()) {
+                all.push(&row.contender);
+            }
+        }
+        all
+    }
+
     /// The samples, if there are any.
     pub fn of(&self, engine: &str, verb: &str, contender: &str) -> Option<&Samples> {
         self.position(engine, verb, contender).map(|at| &self.rows[at].samples)

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::boot::Bare;
 use super::contender::Contender;
+use super::engine::docker::Network;
 use super::engine::{Engine, Kept};
 use super::report::Table;
 use crate::run;
@@ -85,6 +86,17 @@ pub fn measure(
     Ok(table)
 }
 
+/// What an interface adds to a whole run: docker's default network beside none, by the medians.
+pub fn of_networks(table: &Table) -> String {
+    let (with, without) = (Network::Bridge.engine(), Network::None.engine());
+    let cost = |contender: &str| {
+        let median = |engine| table.of(engine, "run", contender)?.median();
+        Some(format!("{contender} {:.0} ms", median(with)? - median(without)?))
+    };
+    let costs: Vec<String> = table.contenders().iter().filter_map(|contender| cost(contender)).collect();
+    format!("{without} run, what a network adds: {}", costs.join(", "))
+}
+
 /// One of those that are here for comparison only, and may want of this machine what it has not.
 fn may_fail(contender: &Contender) -> bool {
     matches!(contender, Contender::Other(other, _) if other.name != "runc")
@@ -99,4 +111,20 @@ fn life(engine: &dyn Engine, contender: &Contender, id: &str) -> Result<Vec<(&'s
     steps.extend(kept.steps.iter().copied());
     steps.push(("delete", kept.remove()?));
     Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_costs_what_it_adds() {
+        let mut table = Table::default();
+        for (contender, without, with) in [("runc", 200, 290), ("kata pool", 250, 400)] {
+            table.add("docker", "run", contender, Duration::from_millis(without));
+            table.add("docker+net", "run", contender, Duration::from_millis(with));
+        }
+        table.add("ctr", "run", "crun", Duration::from_millis(1));
+        assert_eq!(of_networks(&table), "docker run, what a network adds: runc 90 ms, kata pool 150 ms");
+    }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::bench::netns::Netns;
 use crate::run;
 
 /// In the namespace of whoever serves.
@@ -20,12 +21,12 @@ pub struct Tap {
     pub mac: String,
 }
 
-/// Both namespaces, by name; removed on drop.
+/// Both namespaces.
 pub struct Wire {
     /// Of whoever serves.
-    pub here: String,
+    pub here: Netns,
     /// Of whoever asks.
-    pub there: String,
+    pub there: Netns,
 }
 
 impl Wire {
@@ -34,14 +35,10 @@ impl Wire {
     /// # Errors
     /// ip's.
     pub fn new() -> Result<Wire> {
-        let name = |end: &str| format!("kata-bench-{}-{end}", std::process::id());
-        let this = Wire { here: name("here"), there: name("there") };
-        for netns in [&this.here, &this.there] {
-            ip(&["netns", "add", netns])?;
-            ip(&["-n", netns, "link", "set", "lo", "up"])?;
-        }
-        ip(&["-n", &this.here, "link", "add", CARD, "type", "veth", "peer", "name", CARD, "netns", &this.there])?;
-        for (netns, address) in [(&this.here, ADDRESS), (&this.there, ASKER)] {
+        let this = Wire { here: Netns::new("here")?, there: Netns::new("there")? };
+        let (here, there) = (&this.here.name, &this.there.name);
+        ip(&["-n", here, "link", "add", CARD, "type", "veth", "peer", "name", CARD, "netns", there])?;
+        for (netns, address) in [(here, ADDRESS), (there, ASKER)] {
             ip(&["-n", netns, "addr", "add", &format!("{address}/{PREFIX}"), "dev", CARD])?;
             ip(&["-n", netns, "link", "set", CARD, "up"])?;
         }
@@ -54,8 +51,8 @@ impl Wire {
     /// # Errors
     /// ip's and tc's.
     pub fn tap(&self) -> Result<Tap> {
-        ip(&["-n", &self.here, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
-        ip(&["-n", &self.here, "link", "set", TAP, "up"])?;
+        ip(&["-n", &self.here.name, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
+        ip(&["-n", &self.here.name, "link", "set", TAP, "up"])?;
         for (from, to) in [(TAP, CARD), (CARD, TAP)] {
             self.tc(&["qdisc", "add", "dev", from, "ingress"])?;
             self.tc(&[
@@ -65,7 +62,7 @@ impl Wire {
         }
         let links: Value = serde_json::from_str(&run::output(&mut run::cmd(
             "ip",
-            ["-n", &self.here, "-json", "link", "show", "dev", CARD],
+            ["-n", &self.here.name, "-json", "link", "show", "dev", CARD],
         ))?)?;
         let mac = links[0]["address"].as_str().context("a card without an address")?.to_owned();
         Ok(Tap { name: TAP, mac })
@@ -77,22 +74,14 @@ impl Wire {
     /// ip's and tc's.
     pub fn untap(&self) -> Result<()> {
         self.tc(&["qdisc", "del", "dev", CARD, "ingress"])?;
-        ip(&["-n", &self.here, "link", "del", TAP])
+        ip(&["-n", &self.here.name, "link", "del", TAP])
     }
 
     fn tc(&self, words: &[&str]) -> Result<()> {
-        run::check(run::cmd("tc", ["-n", &self.here]).args(words))
+        run::check(run::cmd("tc", ["-n", &self.here.name]).args(words))
     }
 }
 
 fn ip(words: &[&str]) -> Result<()> {
     run::check(&mut run::cmd("ip", words))
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        for netns in [&self.here, &self.there] {
-            run::succeeds("ip", &["netns", "del", netns]);
-        }
-    }
 }
