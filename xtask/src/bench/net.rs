@@ -35,7 +35,7 @@ mod probe;
 const STEPS: usize = 6;
 /// Of what a bare QEMU does with the same tap, at least.
 const OF_BARE: f64 = 0.95;
-/// Rounds take long, and differ little.
+/// Each takes 22 s.
 const ROUNDS: usize = 5;
 
 /// Everybody's steps, round by round.
