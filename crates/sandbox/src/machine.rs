@@ -83,7 +83,7 @@ impl Machine {
             Err(err) => tracing::warn!("the file daemon's limit of open files is not known: {err}"),
         }
         sandbox.storages.push(storage);
-        self.create_sandbox(sandbox, spec.identity.as_ref()).await?;
+        Box::pin(self.create_sandbox(sandbox, spec.identity.as_ref())).await?;
         self.online(self.has.vcpus).await
     }
 
@@ -92,7 +92,7 @@ impl Machine {
     /// # Errors
     /// [`CallError`].
     pub async fn identify(&mut self, identity: &Identity) -> Result<(), CallError> {
-        self.create_sandbox(pb::CreateSandboxRequest::new(), Some(identity)).await
+        Box::pin(self.create_sandbox(pb::CreateSandboxRequest::new(), Some(identity))).await
     }
 
     async fn create_sandbox(

@@ -258,7 +258,9 @@ impl Sandbox {
                 cgroups: self.options.cgroup.dirs.clone(),
                 identity: Some(self.identity()),
             };
-            match kata_trace::phase("machine", machine::begin(&spec, self.options.vmm.as_ref())).await {
+            // On the heap while it is on its way: in place it would make every future around it, and the stack, 200 KB larger.
+            let begun = Box::pin(machine::begin(&spec, self.options.vmm.as_ref()));
+            match kata_trace::phase("machine", begun).await {
                 Ok(mut machine) => {
                     self.booted(&machine)?;
                     self.place_vcpus(&mut machine).await?;

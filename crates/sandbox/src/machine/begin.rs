@@ -95,7 +95,7 @@ pub async fn begin(spec: &BeginSpec, vmm: &dyn Vmm) -> Result<Machine, BootError
             let done = match template.open() {
                 Ok(snapshot) => {
                     restored.begin = Begin::Restore(snapshot);
-                    bring_up(spec, vmm, restored, "template").await
+                    Box::pin(bring_up(spec, vmm, restored, "template")).await
                 }
                 Err(source) => Err(LaunchError::Os { what: "open the template".into(), source }.into()),
             };
@@ -108,14 +108,14 @@ pub async fn begin(spec: &BeginSpec, vmm: &dyn Vmm) -> Result<Machine, BootError
                     if let Err(err) = templates.remove(template.shape()) {
                         tracing::warn!("{err}");
                     }
-                    bring_up(spec, vmm, vm(), "boot").await
+                    Box::pin(bring_up(spec, vmm, vm(), "boot")).await
                 }
                 done => done,
             }
         }
         Err(why) => {
             tracing::info!("the machine boots its kernel: {why}");
-            bring_up(spec, vmm, vm(), "boot").await
+            Box::pin(bring_up(spec, vmm, vm(), "boot")).await
         }
     }
 }
@@ -183,7 +183,7 @@ async fn bring_up(spec: &BeginSpec, vmm: &dyn Vmm, vm_spec: VmSpec, from: &str) 
     };
     let (disks, follower, least) = (Default::default(), None, has);
     let mut machine = Machine { vm, fs, share, agent, has, least, online_vcpus: 1, disks, follower, inode_pause };
-    match phase("guest.prepare", machine.prepare(spec)).await {
+    match phase("guest.prepare", Box::pin(machine.prepare(spec))).await {
         Ok(()) => {
             let prepared = begun.elapsed() - launched - booted;
             tracing::info!(from, ?launched, ?booted, ?prepared, "the machine is up");

@@ -65,11 +65,11 @@ impl Sandbox {
         let cpuset = planned.cpuset.clone();
         self.confine_with(Some((id.as_str(), &cpuset)))?;
         let (memory, vcpus) = self.size_with(Some((id.as_str(), planned.ask)));
-        phase("machine.grow", machine.grow(memory, vcpus)).await.map_err(SandboxError::Resize)?;
+        phase("machine.grow", Box::pin(machine.grow(memory, vcpus))).await.map_err(SandboxError::Resize)?;
         self.place_vcpus(machine).await?;
 
         let made = self.create_in(machine, &id, &spec, planned, &request.bundle, &request.rootfs, stdio, request.pid);
-        let made = phase_of("container.make", id.as_str(), made).await;
+        let made = phase_of("container.make", id.as_str(), Box::pin(made)).await;
         let (pumps, memory, vcpus) = match made {
             Ok(made) => made,
             Err(err) => {

@@ -48,12 +48,12 @@ pub fn a_start_is_one_trace_of_host_and_guest() {
         let tracer = Tracer::new("engine", true);
         tokio::spawn(Collector::new(&url, Arc::new(kata_trace::connect)).unwrap().follow(tracer.clone()));
 
-        let b = within(Some(&tracer), async {
+        let begun = Box::pin(async {
             let b = Fixture::start();
             b.run("c1", "sleep 1000").await;
             b
-        })
-        .await;
+        });
+        let b = within(Some(&tracer), begun).await;
         tracer.due();
         until("a document", || !taken.0.lock().unwrap().is_empty()).await;
         let spans = spans(&taken.0.lock().unwrap()[0]);
