@@ -263,8 +263,16 @@ impl Sandbox {
             match kata_trace::phase("machine", begun).await {
                 Ok(mut machine) => {
                     self.booted(&machine)?;
-                    self.place_vcpus(&mut machine).await?;
-                    *state = MachineState::Running(Box::new(machine));
+                    *state = match self.place_vcpus(&mut machine).await {
+                        Ok(()) => MachineState::Running(Box::new(machine)),
+                        // Its end is told as any machine's.
+                        Err(err) => {
+                            if let Err(err) = machine.stop().await {
+                                tracing::warn!("{}", machine::chain(&err));
+                            }
+                            MachineState::Failed(err.to_string())
+                        }
+                    };
                 }
                 Err(err) => {
                     let text = err.to_string();

@@ -124,6 +124,32 @@ fn only_the_guests_cpus_are_in_the_cgroup_of_the_spec_if_it_is_so_configured() {
     wait::until("no cgroup of overhead", SOON, || (!left.exists()).then_some(()));
 }
 
+/// What the VMM and what it shares with others takes of the host's memory.
+fn pss_mib(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn memory_that_the_guest_frees_goes_back_to_the_host() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let bundle = Bundle::busybox(&rt).args(["sleep", "1000"]).with(|spec| {
+        spec["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/big", "type": "tmpfs", "source": "tmpfs", "options": ["size=600m"] }));
+    });
+    rt.run_detached(&bundle, "sized");
+    let vmm = rt.sandbox("sized").pid("vm");
+    let before = pss_mib(vmm);
+    rt.exec("sized", "dd if=/dev/zero of=/big/file bs=1M count=500").ok();
+    let full = pss_mib(vmm);
+    assert!(full >= before + 490, "{before} MiB, and {full} with 500 more in use");
+    rt.exec("sized", "rm /big/file").ok();
+    wait::until("memory given back", SOON, || (pss_mib(vmm) < full - 400).then_some(()));
+    rt.cmd(["delete", "--force", "sized"]).ok();
+}
+
 /// Which of the host's CPUs a sandbox's processes may use.
 fn allowed(rt: &Runtime, id: &str) -> Vec<String> {
     let sandbox = rt.sandbox(id);

@@ -10,6 +10,7 @@ use kata_metrics::Durations;
 use kata_network::Netns;
 use kata_oci::Spec;
 use kata_sandbox::{HostCgroup, JoinedNetwork, Machine, Options, Origin, PodFiles, PodNames, Sandbox};
+use kata_storage::View;
 use kata_trace::Tracer;
 use kata_types::SandboxId;
 use kata_vmm_qemu::Qemu;
@@ -20,7 +21,6 @@ use crate::attach::Attachments;
 use crate::engine::{Engine, Publishing};
 use crate::pod::Make;
 use crate::{attach, management, publish};
-use kata_storage::View;
 
 /// What a sandbox begins with.
 pub(super) enum Has {

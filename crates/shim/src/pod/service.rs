@@ -21,6 +21,8 @@ use crate::{convert, stats};
 
 /// How long the containers of a sandbox that is stopped may take to be killed, if the caller does not say.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
+/// How long the daemon lives on to answer its last request: that takes microseconds, on a node that is not out of CPUs.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(50);
 /// The two states that containerd knows.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
@@ -56,6 +58,16 @@ impl SandboxService {
         let Some(unmade) = unmade else { return false };
         unmade.abandon().await;
         true
+    }
+
+    /// Ends the daemon behind the answer to the request that is being served: containerd takes a connection that is closed before
+    /// it for a failure.
+    fn end_soon(&self) {
+        let exit = Arc::clone(&self.exit);
+        tokio::spawn(async move {
+            tokio::time::sleep(ANSWERED_WITHIN).await;
+            exit.notify_one();
+        });
     }
 
     /// A request's id must be ours.
@@ -140,7 +152,7 @@ impl Service for SandboxService {
                     if let Ok(sandbox) = self.engine.sandbox() {
                         sandbox.shutdown().await;
                     }
-                    self.exit.notify_one();
+                    self.end_soon();
                 }
                 Err(err)
             }
@@ -227,7 +239,7 @@ impl Service for SandboxService {
         {
             sandbox.stop(KILLED_WITHIN).await;
         }
-        self.exit.notify_one();
+        self.end_soon();
         Ok(api::ShutdownSandboxResponse::new())
     }
 

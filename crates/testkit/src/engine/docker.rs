@@ -12,6 +12,10 @@ use crate::cmd::Cmd;
 use crate::image;
 use crate::oracle::handler;
 use crate::runtime::{scratch, stage};
+use crate::wait;
+
+/// How long a sandbox that docker has deleted may still be going.
+const GONE_WITHIN: Duration = Duration::from_secs(3);
 
 /// A dockerd, with a containerd of its own, with our runtime as "kata" and the busybox image in it.
 pub struct Docker {
@@ -160,9 +164,12 @@ impl Docker {
             let left: Vec<PathBuf> = list(&self.dir.path().join(place));
             assert!(left.is_empty(), "directories of containers are left: {left:?}");
         }
-        let cgroups: Vec<PathBuf> =
-            self.parent.dirs().iter().flat_map(|dir| list(dir)).filter(|p| p.is_dir()).collect();
-        assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
+        // A sandbox's daemon is in its cgroup for a moment after docker has its answer.
+        wait::until("end of the containers' cgroups", GONE_WITHIN, || {
+            let parents = self.parent.dirs();
+            let mut left = parents.iter().flat_map(|dir| list(dir)).filter(|path| path.is_dir());
+            left.next().is_none().then_some(())
+        });
     }
 }
 
