@@ -314,7 +314,7 @@ fn what_is_killed_while_its_machine_dies_is_killed() {
     block_on(async {
         let b = Fixture::start();
         for id in ["c1", "c2", "c3", "c4"] {
-            b.create(id, "true").await.unwrap();
+            b.create(id, "sleep 1000").await.unwrap();
         }
         b.kill("vm");
         let (deleted, one, all, started) = tokio::join!(
@@ -334,7 +334,8 @@ fn what_is_killed_while_its_machine_dies_is_killed() {
         }
         all.unwrap();
         for id in ["c2", "c3", "c4"] {
-            assert_eq!(b.wait(id, "").await.0, 137);
+            let status = b.wait(id, "").await.0;
+            assert!(status == 137 || id == "c2" && status == 143, "{id}: {status}");
             b.sandbox.delete(id, "").await.unwrap();
         }
         b.end().await;
