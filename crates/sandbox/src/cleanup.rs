@@ -1,7 +1,7 @@
 //! Removing what a sandbox left behind, from its state file alone: after any crash, at any point.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,8 +59,8 @@ pub struct Remains {
 }
 
 /// Ends every process of the sandbox, and removes its mounts, cgroups, what it did in the engine's network namespace, and its
-/// directory. Where there is no state file (never written, or damaged) the daemon is found by its socket, its processes go with it, the directory shows the rest,
-/// and `cgroups_path`, the spec's, tells the cgroup. Safe to call twice, and when nothing is there.
+/// directory. Where there is no state file (never written, or damaged) the daemon is found by its socket, its processes go with
+/// it, the directory shows the rest, and `cgroups_path`, the spec's, tells the cgroup. Safe to call twice, and when nothing is there.
 ///
 /// # Errors
 /// [`CleanupError`]; what could be removed is removed all the same.
@@ -121,17 +121,9 @@ pub(crate) fn turn(run_dir: &Path, within: Duration) -> Result<Option<OwnedFd>, 
             Err(e) => return Err(failed(e)),
         };
         match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                // Whoever had it before may have removed it, and somebody else made another.
-                let inode = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-                let ours = rustix::fs::fstat(&dir).map(inode).map_err(failed)?;
-                match rustix::fs::stat(run_dir).map(inode) {
-                    Ok(there) if there == ours => return Ok(Some(dir)),
-                    Ok(_) => {}
-                    Err(Errno::NOENT) => return Ok(None),
-                    Err(e) => return Err(failed(e)),
-                }
-            }
+            // Whoever had it before may have removed it, and somebody else made another: that is found by the next look.
+            Ok(()) if is_at(dir.as_fd(), run_dir) => return Ok(Some(dir)),
+            Ok(()) => {}
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(TURN_STEP),
             Err(e) => return Err(failed(e)),
         }

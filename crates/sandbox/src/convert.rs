@@ -66,8 +66,9 @@ pub fn device(d: &oci::LinuxDevice) -> pb::LinuxDevice {
     out
 }
 
-/// cgroup limits. A number that the spec leaves out is 0 here, which the agent takes for "not set".
-pub fn resources(r: &oci::Resources) -> pb::LinuxResources {
+/// cgroup limits. A number that the spec leaves out is 0 here, which the agent takes for "not set". `cpus`: the guest's that stand
+/// for those of the host's that the limits name ([`crate::cpuset`]).
+pub fn resources(r: &oci::Resources, cpus: String) -> pb::LinuxResources {
     let mut out = pb::LinuxResources::new();
     out.Devices = r
         .devices
@@ -99,7 +100,8 @@ pub fn resources(r: &oci::Resources) -> pb::LinuxResources {
         cpu.Period = c.period.unwrap_or(0);
         cpu.RealtimeRuntime = c.realtime_runtime.unwrap_or(0);
         cpu.RealtimePeriod = c.realtime_period.unwrap_or(0);
-        // Cpus and Mems name the host's CPUs and memory nodes; the guest's are others (`crate::cpuset`).
+        // The limits' own Cpus and Mems name the host's; the guest has one memory node.
+        cpu.Cpus = cpus;
         out.CPU = MessageField::some(cpu);
     }
     if let Some(p) = &r.pids {

@@ -89,10 +89,7 @@ impl HostCgroup {
     /// [`CgroupError`]. A hierarchy that is mounted read-only or that we may not write is left out.
     pub fn make(cgroups_path: &str) -> Result<HostCgroup, CgroupError> {
         let made = HostCgroup::make_at(cgroups_path, Path::new(systemd::SOCKET))?;
-        // Without it only the accounting would be short of us.
-        if let Err(err) = made.join(std::process::id().cast_signed()) {
-            tracing::warn!("the sandbox's daemon is not in its cgroup: {err}");
-        }
+        made.enter();
         Ok(made)
     }
 
@@ -128,6 +125,13 @@ impl HostCgroup {
             })?;
         }
         Ok(())
+    }
+
+    /// Moves this process into it. Without it only the accounting would be short of us.
+    fn enter(&self) {
+        if let Err(err) = self.join(std::process::id().cast_signed()) {
+            tracing::warn!("the sandbox's daemon is not in its cgroup: {err}");
+        }
     }
 
     /// Moves this process out of it, to where it keeps nothing from being removed.

@@ -416,10 +416,7 @@ fn linux(
                     "linux.resources.unified: {file} names what the host has and is not applied in the guest"
                 ));
             }
-            let mut resources = convert::resources(r);
-            if let Some(cpu) = resources.CPU.as_mut() {
-                cpu.Cpus = cpuset.in_guest(limits.max_vcpus);
-            }
+            let mut resources = convert::resources(r, cpuset.in_guest(limits.max_vcpus));
             if let Some(b) = &r.block_io {
                 let plugged: Vec<(i64, i64)> = disks.iter().map(|d| (d.major, d.minor)).collect();
                 convert::device_limits(b, &plugged, resources.BlockIO.mut_or_insert_default());

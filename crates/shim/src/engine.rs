@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kata_sandbox::Sandbox;
+use kata_sandbox::{Sandbox, SandboxError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use ttrpc::{Code, Result};
@@ -49,6 +49,17 @@ impl Engine {
         })
     }
 
+    /// The engine's result in ttrpc's terms; where the guest was lost, with the reason for that.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn explained<T>(&self, result: std::result::Result<T, SandboxError>) -> Result<T> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(err) => Err(failed(self.sandbox()?.explained(err).await)),
+        }
+    }
+
     /// Waits, within bounds, until what has happened has been told.
     pub async fn told(&self) {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -57,4 +68,10 @@ impl Engine {
         let _ = stop.send(());
         drop(tokio::time::timeout(LAST_EVENTS_WITHIN, task).await);
     }
+}
+
+/// A failure in ttrpc's terms.
+pub fn failed(err: SandboxError) -> ttrpc::Error {
+    tracing::debug!("a request failed: {err}");
+    convert::error(&err)
 }

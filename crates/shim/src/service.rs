@@ -9,13 +9,13 @@ use containerd_shim_protos::protobuf::EnumOrUnknown;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::types::task::{ProcessInfo, Status as TaskStatus};
 use kata_oci::Status;
-use kata_sandbox::{CreateRequest, Sandbox, SandboxError, StdioSpec};
+use kata_sandbox::{CreateRequest, Sandbox, StdioSpec};
 use tokio::sync::Notify;
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Result};
 
 use crate::attach::{Attached, Attachments};
-use crate::engine::Engine;
+use crate::engine::{Engine, failed};
 use crate::{convert, stats};
 
 /// The service.
@@ -58,14 +58,6 @@ impl TaskService {
         self.engine.sandbox()
     }
 
-    /// A failure in ttrpc's terms; where the guest was lost, with the reason for that.
-    async fn told<T>(&self, result: std::result::Result<T, SandboxError>) -> Result<T> {
-        match result {
-            Ok(value) => Ok(value),
-            Err(err) => Err(failed(self.sandbox()?.explained(err).await)),
-        }
-    }
-
     fn bind(&self, attached: Option<Attached>, container: &str, exec: &str) {
         if let Some(attached) = attached
             && let Ok(process) = self.sandbox().and_then(|sandbox| sandbox.process(container, exec).map_err(failed))
@@ -74,11 +66,6 @@ impl TaskService {
             drop(attached.bound.send(process));
         }
     }
-}
-
-fn failed(err: SandboxError) -> ttrpc::Error {
-    tracing::debug!("a request failed: {err}");
-    convert::error(&err)
 }
 
 fn task_status(status: Status) -> TaskStatus {
@@ -136,7 +123,7 @@ impl Task for TaskService {
             .collect();
         let request =
             CreateRequest { id: r.id.clone(), bundle: PathBuf::from(&r.bundle), rootfs, stdio, addresses, pid };
-        let pid = self.told(self.sandbox()?.create(request).await).await?;
+        let pid = self.engine.explained(self.sandbox()?.create(request).await).await?;
         self.bind(attached, &r.id, "");
         let mut out = api::CreateTaskResponse::new();
         out.pid = pid.cast_unsigned();
@@ -144,14 +131,14 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, r: api::StartRequest) -> Result<api::StartResponse> {
-        let pid = self.told(self.sandbox()?.start_process(&r.id, &r.exec_id).await).await?;
+        let pid = self.sandbox()?.start_process(&r.id, &r.exec_id).await.map_err(failed)?;
         let mut out = api::StartResponse::new();
         out.pid = pid.cast_unsigned();
         Ok(out)
     }
 
     async fn delete(&self, _: &TtrpcContext, r: api::DeleteRequest) -> Result<api::DeleteResponse> {
-        let (pid, exit) = self.told(self.sandbox()?.delete(&r.id, &r.exec_id).await).await?;
+        let (pid, exit) = self.engine.explained(self.sandbox()?.delete(&r.id, &r.exec_id).await).await?;
         let mut out = api::DeleteResponse::new();
         out.pid = pid.cast_unsigned();
         out.exit_status = exit.status.cast_unsigned();
@@ -170,12 +157,12 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: api::PauseRequest) -> Result<api::Empty> {
-        self.told(self.sandbox()?.pause(&r.id).await).await?;
+        self.engine.explained(self.sandbox()?.pause(&r.id).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: api::ResumeRequest) -> Result<api::Empty> {
-        self.told(self.sandbox()?.resume(&r.id).await).await?;
+        self.engine.explained(self.sandbox()?.resume(&r.id).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -184,7 +171,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: api::KillRequest) -> Result<api::Empty> {
-        self.told(self.sandbox()?.kill(&r.id, &r.exec_id, r.signal, r.all).await).await?;
+        self.engine.explained(self.sandbox()?.kill(&r.id, &r.exec_id, r.signal, r.all).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -201,13 +188,13 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, r: api::ResizePtyRequest) -> Result<api::Empty> {
-        self.told(self.sandbox()?.resize(&r.id, &r.exec_id, r.height, r.width).await).await?;
+        self.engine.explained(self.sandbox()?.resize(&r.id, &r.exec_id, r.height, r.width).await).await?;
         Ok(api::Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, r: api::CloseIORequest) -> Result<api::Empty> {
         if r.stdin {
-            self.told(self.sandbox()?.close_stdin(&r.id, &r.exec_id).await).await?;
+            self.engine.explained(self.sandbox()?.close_stdin(&r.id, &r.exec_id).await).await?;
         }
         Ok(api::Empty::new())
     }
@@ -215,7 +202,7 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, r: api::UpdateTaskRequest) -> Result<api::Empty> {
         let resources: kata_oci::Resources = serde_json::from_slice(&r.resources.value)
             .map_err(|e| convert::status(Code::INVALID_ARGUMENT, format!("the resources are not valid: {e}")))?;
-        self.told(self.sandbox()?.update(&r.id, &resources).await).await?;
+        self.engine.explained(self.sandbox()?.update(&r.id, &resources).await).await?;
         Ok(api::Empty::new())
     }
 
@@ -228,7 +215,7 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, r: api::StatsRequest) -> Result<api::StatsResponse> {
-        let counted = self.told(self.sandbox()?.stats(&r.id).await).await?;
+        let counted = self.engine.explained(self.sandbox()?.stats(&r.id).await).await?;
         let mut out = api::StatsResponse::new();
         out.stats = Some(stats::metrics(&counted, stats::Shape::of_host())?).into();
         Ok(out)

@@ -8,9 +8,7 @@ use kata_testkit::cmd::Running;
 use kata_testkit::engine::{Docker, Release};
 use kata_testkit::image::BUSYBOX;
 use kata_testkit::leaks::Guard;
-use kata_testkit::runtime::Sandbox;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use kata_testkit::runtime::{Sandbox, kill9};
 
 /// For what happens at once in a VM that runs, on a slow machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -52,7 +50,7 @@ fn kill_when_there(command: Running, before: &[PathBuf], interface: &str, part: 
         std::thread::sleep(Duration::from_millis(1));
     };
     std::thread::sleep(Duration::from_millis(after));
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("kill -9 of {part}, {pid}: {e}"));
+    kill9(pid);
     let ended = command.wait();
     let code = ended.code();
     assert!(code == 0 || !ended.err().is_empty(), "a failure without a word: {}", ended.report());

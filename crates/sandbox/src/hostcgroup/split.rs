@@ -3,7 +3,7 @@
 //! several cgroups with version 1 alone (cgroup-v2.rst, "Threads").
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{CgroupError, Hierarchy, HostCgroup, make_in, mounted, relative};
 
@@ -42,9 +42,7 @@ impl HostCgroup {
             }
             break;
         }
-        if let Err(err) = made.join(std::process::id().cast_signed()) {
-            tracing::warn!("the sandbox's daemon is not in its cgroup: {err}");
-        }
+        made.enter();
         Ok(made)
     }
 
@@ -70,8 +68,7 @@ impl HostCgroup {
 
 /// Removes the directory that overhead's cgroups are in, if this was the last of them.
 pub(super) fn removed(dir: &Path) {
-    let above: Option<PathBuf> = dir.parent().filter(|above| above.ends_with(OVERHEAD)).map(Path::to_owned);
-    if let Some(above) = above {
+    if let Some(above) = dir.parent().filter(|above| above.ends_with(OVERHEAD)) {
         // Others may be in it.
         let _ = std::fs::remove_dir(above);
     }

@@ -97,11 +97,8 @@ impl Sandbox {
         self.confine_with(Some((container, &cpuset)))?;
         let mut request = pb::UpdateContainerRequest::new();
         request.container_id = container.to_owned();
-        let mut limits = convert::resources(resources);
-        if let Some(cpu) = limits.CPU.as_mut() {
-            cpu.Cpus = cpuset.in_guest(self.limits().max_vcpus);
-        }
-        request.resources = MessageField::some(limits);
+        let cpus = cpuset.in_guest(self.limits().max_vcpus);
+        request.resources = MessageField::some(convert::resources(resources, cpus));
         let updated = async { self.agent()?.calls().update_container(request).await.map_err(SandboxError::from) };
         if let Err(err) = updated.await {
             self.confine_again();

@@ -1,10 +1,11 @@
 //! The machine's size, which follows its containers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kata_types::Mib;
 
-use super::{MachineState, Sandbox, lock};
+use super::{Container, MachineState, Sandbox, lock};
 use crate::cpuset::Cpuset;
 use crate::error::SandboxError;
 use crate::machine::Machine;
@@ -33,9 +34,8 @@ impl Sandbox {
             let first = declared.or(changed.map(|(_, ask)| ask)).unwrap_or_default();
             return *fixed.get_or_insert_with(|| sizing::machine(&[first], &policy));
         }
-        // One that stands for the sandbox has no process; that it has no limit means nothing.
-        let others = containers.iter().filter(|(id, c)| changed.is_none_or(|(changed, _)| *id != changed) && !c.stands);
-        let mut asks: Vec<Ask> = others.map(|(_, c)| Ask { memory: c.memory, cpu: c.vcpus }).collect();
+        let others = beside(&containers, changed.map(|(id, _)| id));
+        let mut asks: Vec<Ask> = others.map(|c| Ask { memory: c.memory, cpu: c.vcpus }).collect();
         asks.extend(changed.map(|(_, ask)| ask));
         sizing::machine(&asks, &policy)
     }
@@ -60,8 +60,8 @@ impl Sandbox {
     /// Confines the sandbox's processes to what its containers may use of the host, of which one is new or may use something else.
     pub(super) fn confine_with(&self, changed: Option<(&str, &Cpuset)>) -> Result<(), SandboxError> {
         let containers = lock(&self.containers);
-        let others = containers.iter().filter(|(id, c)| changed.is_none_or(|(changed, _)| *id != changed) && !c.stands);
-        let all = Cpuset::union(others.map(|(_, c)| &c.cpuset).chain(changed.map(|(_, cpuset)| cpuset)));
+        let others = beside(&containers, changed.map(|(id, _)| id));
+        let all = Cpuset::union(others.map(|c| &c.cpuset).chain(changed.map(|(_, cpuset)| cpuset)));
         let mut confined = lock(&self.confined);
         if *confined != all {
             self.options.cgroup.confine(&all)?;
@@ -99,4 +99,13 @@ impl Sandbox {
             machine.shrink(memory, vcpus).await;
         });
     }
+}
+
+/// The containers whose limits count beside those of this one. One that stands for the sandbox has no process: that it has no limit
+/// means nothing.
+fn beside<'a>(
+    containers: &'a BTreeMap<String, Container>,
+    changed: Option<&'a str>,
+) -> impl Iterator<Item = &'a Container> {
+    containers.iter().filter(move |(id, c)| changed != Some(id.as_str()) && !c.stands).map(|(_, c)| c)
 }

@@ -16,13 +16,11 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Error, Result};
 
 use super::{Make, spec};
-use crate::engine::Engine;
+use crate::engine::{Engine, failed};
 use crate::{convert, stats};
 
 /// How long the containers of a sandbox that is stopped may take to be killed, if the caller does not say.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
-/// How long the daemon lives on to answer its last request: that takes microseconds, on a node that is not out of CPUs.
-const ANSWERED_WITHIN: Duration = Duration::from_millis(50);
 /// The two states that containerd knows.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
@@ -60,16 +58,6 @@ impl SandboxService {
         true
     }
 
-    /// Ends the daemon behind the answer to the request that is being served: containerd takes a connection that is closed before
-    /// it for a failure.
-    fn end_soon(&self) {
-        let exit = Arc::clone(&self.exit);
-        tokio::spawn(async move {
-            tokio::time::sleep(ANSWERED_WITHIN).await;
-            exit.notify_one();
-        });
-    }
-
     /// A request's id must be ours.
     fn mine(&self, id: &str) -> Result<()> {
         if id == self.id {
@@ -85,7 +73,7 @@ impl SandboxService {
 
     /// What stands for the sandbox.
     fn process(&self, id: &str) -> Result<Arc<Process>> {
-        self.sandbox(id)?.process(id, "").map_err(|e| convert::error(&e))
+        self.sandbox(id)?.process(id, "").map_err(failed)
     }
 
     /// The spec of what stands for the sandbox, written to where every container's is; the sandbox is there afterwards.
@@ -127,11 +115,9 @@ impl SandboxService {
             addresses: Default::default(),
             pid: std::process::id().cast_signed(),
         };
-        let sandbox = self.engine.sandbox()?;
-        match sandbox.create(request).await {
-            Ok(_) => drop(self.created_at.set(SystemTime::now())),
-            Err(err) => return Err(convert::error(&sandbox.explained(err).await)),
-        }
+        self.engine.explained(self.engine.sandbox()?.create(request).await).await?;
+        // It is created once.
+        let _ = self.created_at.set(SystemTime::now());
         Ok(())
     }
 }
@@ -152,7 +138,7 @@ impl Service for SandboxService {
                     if let Ok(sandbox) = self.engine.sandbox() {
                         sandbox.shutdown().await;
                     }
-                    self.end_soon();
+                    self.exit.notify_one();
                 }
                 Err(err)
             }
@@ -161,10 +147,7 @@ impl Service for SandboxService {
 
     async fn start_sandbox(&self, _: &TtrpcContext, r: api::StartSandboxRequest) -> Result<api::StartSandboxResponse> {
         let sandbox = self.sandbox(&r.sandbox_id)?;
-        let pid = match sandbox.start_process(&r.sandbox_id, "").await {
-            Ok(pid) => pid,
-            Err(err) => return Err(convert::error(&sandbox.explained(err).await)),
-        };
+        let pid = sandbox.start_process(&r.sandbox_id, "").await.map_err(failed)?;
         let mut out = api::StartSandboxResponse::new();
         out.pid = pid.cast_unsigned();
         out.created_at = self.created_at.get().copied().map(convert::timestamp).unwrap_or_default();
@@ -224,7 +207,7 @@ impl Service for SandboxService {
     }
 
     async fn ping_sandbox(&self, _: &TtrpcContext, r: api::PingRequest) -> Result<api::PingResponse> {
-        self.sandbox(&r.sandbox_id)?.connected_agent().map_err(|e| convert::error(&e))?;
+        self.sandbox(&r.sandbox_id)?.connected_agent().map_err(failed)?;
         Ok(api::PingResponse::new())
     }
 
@@ -239,7 +222,7 @@ impl Service for SandboxService {
         {
             sandbox.stop(KILLED_WITHIN).await;
         }
-        self.end_soon();
+        self.exit.notify_one();
         Ok(api::ShutdownSandboxResponse::new())
     }
 
@@ -249,10 +232,7 @@ impl Service for SandboxService {
         r: api::SandboxMetricsRequest,
     ) -> Result<api::SandboxMetricsResponse> {
         let sandbox = self.sandbox(&r.sandbox_id)?;
-        let counted = match sandbox.stats(&r.sandbox_id).await {
-            Ok(counted) => counted,
-            Err(err) => return Err(convert::error(&sandbox.explained(err).await)),
-        };
+        let counted = self.engine.explained(sandbox.stats(&r.sandbox_id).await).await?;
         let mut out = api::SandboxMetricsResponse::new();
         let metrics = out.metrics.mut_or_insert_default();
         metrics.timestamp = convert::timestamp(SystemTime::now());
