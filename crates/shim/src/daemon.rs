@@ -39,9 +39,6 @@ use traces::Traces;
 /// Threads for calls that block go again soon: each costs memory, and stays in the mount namespace it was made in.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
-/// How often all that is ready to run does so before connections are closed: an answer goes through two tasks.
-const LAST_TURNS: usize = 16;
-
 /// containerd creates its sandbox as soon as the daemon serves; longer than it takes on a node that swaps.
 const CREATED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -231,11 +228,7 @@ impl Serving {
                 }
             }
         }
-        // The answer to Shutdown, and the last events, are still on their way: what is ready to be written is, before connections
-        // are closed. Whoever asked would take that for a crash, and clean up after a daemon that is doing so.
-        for _ in 0..LAST_TURNS {
-            tokio::task::yield_now().await;
-        }
+        // The answer to Shutdown, and the last events, are still on their way.
         drop(tokio::time::timeout(Duration::from_millis(500), self.server.shutdown()).await);
         drop(self.server);
         if let Some(pod) = &self.pod {

@@ -21,6 +21,9 @@ use crate::{convert, stats};
 
 /// How long the containers of a sandbox that is stopped may take to be killed, if the caller does not say.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
+/// How long the connection outlives its last answer. containerd's ttrpc client, where it finds an answer and the end of the
+/// connection together, takes either; of the Task service's Shutdown it forgives that, and of this one's it does not.
+const ANSWER_TAKEN: Duration = Duration::from_millis(50);
 /// The two states that containerd knows.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
@@ -56,6 +59,15 @@ impl SandboxService {
         let Some(unmade) = unmade else { return false };
         unmade.abandon().await;
         true
+    }
+
+    /// Ends the daemon a moment after the answer to the request that is being served.
+    fn end_soon(&self) {
+        let exit = Arc::clone(&self.exit);
+        tokio::spawn(async move {
+            tokio::time::sleep(ANSWER_TAKEN).await;
+            exit.notify_one();
+        });
     }
 
     /// A request's id must be ours.
@@ -138,7 +150,7 @@ impl Service for SandboxService {
                     if let Ok(sandbox) = self.engine.sandbox() {
                         sandbox.shutdown().await;
                     }
-                    self.exit.notify_one();
+                    self.end_soon();
                 }
                 Err(err)
             }
@@ -222,7 +234,7 @@ impl Service for SandboxService {
         {
             sandbox.stop(KILLED_WITHIN).await;
         }
-        self.exit.notify_one();
+        self.end_soon();
         Ok(api::ShutdownSandboxResponse::new())
     }
 
