@@ -4,13 +4,15 @@
 //! apart by what a test's children print. A test program with a `main` of its own prints `test NAME ... ok` or
 //! `test NAME ... FAILED` for each test. Under both, a test that cannot run prints `SKIP: reason` and returns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
 use anyhow::{Context, Result};
 
 /// What a test prints that cannot run here, with its reason after it.
 const SKIP: &str = "SKIP: ";
+/// So many of the last lines that a failed test printed are told once more at the end.
+const TOLD: usize = 40;
 
 /// How many tests did what.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -21,12 +23,32 @@ pub struct Summary {
     pub failed: usize,
     /// The reason of each that could not run.
     pub skips: Vec<String>,
+    /// What each failed test printed last, under its name: whoever has only the end of the output shall know what failed.
+    pub failures: Vec<Failure>,
     /// Between `running N tests` and `test result:`.
     in_harness: bool,
     /// In the part of the output that repeats what failed tests printed.
     in_failures: bool,
+    /// In the first half of it: before the names alone.
+    repeating: bool,
     /// Skips of the program that is running: to its harness they will have passed.
     pending: usize,
+}
+
+/// A failed test.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// As its harness names it.
+    pub name: String,
+    /// The last [`TOLD`] lines that it printed, where its harness keeps them apart from others'.
+    pub last: VecDeque<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed: {}", self.name)?;
+        self.last.iter().try_for_each(|line| write!(f, "\n      {line}"))
+    }
 }
 
 impl fmt::Display for Summary {
@@ -39,14 +61,16 @@ impl Summary {
     /// Takes in one line of what `cargo test -- --show-output` prints.
     pub fn line(&mut self, line: &str) {
         match line {
-            "failures:" => self.in_failures = true,
-            "successes:" => self.in_failures = false,
+            // Twice: before what the failed tests printed, and before the list of their names.
+            "failures:" => (self.in_failures, self.repeating) = (true, !self.in_failures),
+            "successes:" => (self.in_failures, self.repeating) = (false, false),
+            _ if self.repeating => self.failure(line),
             _ => {}
         }
         if line.strip_prefix("running ").is_some_and(|rest| rest.ends_with(" tests") || rest.ends_with(" test")) {
             (self.in_harness, self.pending) = (true, 0);
         } else if let Some(result) = line.strip_prefix("test result: ") {
-            (self.in_harness, self.in_failures) = (false, false);
+            (self.in_harness, self.in_failures, self.repeating) = (false, false, false);
             self.passed += count(result, " passed").saturating_sub(std::mem::take(&mut self.pending));
             self.failed += count(result, " failed");
         } else if let Some(name) = ignored(line) {
@@ -57,9 +81,10 @@ impl Summary {
             self.pending += 1;
             self.skips.push(reason.trim().to_owned());
         } else if !self.in_harness
-            && let Some((_, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
+            && let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "))
         {
             if outcome.starts_with("FAILED") {
+                self.failures.push(Failure { name: name.to_owned(), ..Failure::default() });
                 self.failed += 1;
                 self.pending = 0;
             } else if outcome.starts_with("ok") && self.pending > 0 {
@@ -70,11 +95,26 @@ impl Summary {
         }
     }
 
+    /// One line of what a harness repeats of its failed tests: `---- NAME stdout ----`, and what that one printed.
+    fn failure(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.failures.push(Failure { name: name.to_owned(), ..Failure::default() });
+        } else if let Some(failure) = self.failures.last_mut()
+            && !line.is_empty()
+        {
+            failure.last.push_back(line.to_owned());
+            if failure.last.len() > TOLD {
+                failure.last.pop_front();
+            }
+        }
+    }
+
     /// The end of one `cargo test`, with how it exited: without a failed test it may still have failed.
     pub fn end(&mut self, what: &str, success: bool, failed_before: usize) {
-        (self.in_harness, self.in_failures, self.pending) = (false, false, 0);
+        (self.in_harness, self.in_failures, self.repeating, self.pending) = (false, false, false, 0);
         if !success && self.failed == failed_before {
-            eprintln!("{what}: did not build, or died before it could say which test failed");
+            let name = format!("{what}: did not build, or died before it could say which test failed");
+            self.failures.push(Failure { name, ..Failure::default() });
             self.failed += 1;
         }
     }
@@ -145,6 +185,21 @@ mod tests {
         );
         assert_eq!(got.to_string(), "2 passed, 1 failed, 2 skipped");
         assert_eq!(got.skips, ["needs a NIC", "no vsock here"]);
+        assert_eq!(got.failures.len(), 1);
+        assert_eq!(got.failures[0].to_string(), "failed: d\n      SKIP: not really");
+    }
+
+    #[test]
+    fn of_a_failed_test_the_last_lines_are_told_and_of_one_that_held_none() {
+        let long: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let got = summary(&format!(
+            "running 3 tests\ntest a ... FAILED\nsuccesses:\n---- b stdout ----\nfine\nsuccesses:\n    b\n\nfailures:\n\n\
+             ---- a stdout ----\n{long}\n---- c stdout ----\nassertion failed\n\nfailures:\n    a\n    c\n\n\
+             test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\nnot its own\n"
+        ));
+        let [a, c] = got.failures.as_slice() else { panic!("{:?}", got.failures) };
+        assert_eq!((a.name.as_str(), a.last.len(), a.last[TOLD - 1].as_str()), ("a", TOLD, "line 99"));
+        assert_eq!((c.name.as_str(), c.last.len()), ("c", 1));
     }
 
     #[test]
@@ -161,6 +216,7 @@ mod tests {
              test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\ntest e ... ok\n",
         );
         assert_eq!(got.to_string(), "3 passed, 1 failed, 1 skipped");
+        assert_eq!(got.failures[0].name, "c");
     }
 
     #[test]

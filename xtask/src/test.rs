@@ -46,6 +46,9 @@ pub fn run(options: &Options) -> ExitCode {
         // Nobody shall read "0 failed" there.
         summary.failed = summary.failed.max(1);
     }
+    for failure in &summary.failures {
+        eprintln!("    {failure}");
+    }
     eprintln!("    all in {}", run::seconds(start.elapsed()));
     println!("{summary}");
     if good && summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
