@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::build::{self, Profile};
 use crate::guest::{self, Kernel};
-use crate::{paths, qemu, run};
+use crate::{iptables, paths, qemu, run};
 
 /// The guest's kernel, below the prefix.
 pub const KERNEL: &str = "share/kata-containers/vmlinux.elf";
@@ -60,6 +60,7 @@ pub fn pieces(profile: Profile, kernel: &Kernel) -> Result<Vec<Piece>> {
         file(AGENT, agent, 0o755),
         file(CONFIG, paths::repo_root().join("packaging/configuration.toml"), 0o644),
     ];
+    pieces.extend(iptables::pieces()?);
     pieces.extend(NAMES.iter().map(|path| Piece { path: (*path).into(), content: Content::Link("kata") }));
     Ok(pieces)
 }

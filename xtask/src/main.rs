@@ -10,6 +10,7 @@ mod distro_kernel;
 mod guest;
 mod image;
 mod install;
+mod iptables;
 mod kconfig;
 mod kernel;
 mod layout;

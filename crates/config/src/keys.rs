@@ -26,7 +26,7 @@ pub const KNOWN: &[(&str, &[&str])] = &[
         ],
     ),
     ("agent", &["kata"]),
-    ("agent.kata", &["enable_debug", "kernel_modules", "debug_console_enabled", "enable_tracing"]),
+    ("agent.kata", &["enable_debug", "kernel_modules", "debug_console_enabled", "enable_tracing", "iptables"]),
     (
         "runtime",
         &[

@@ -118,6 +118,9 @@ pub struct Agent {
     pub enable_tracing: bool,
     /// The guest has a debug console (`kata-runtime debug-console`).
     pub debug_console_enabled: bool,
+    /// A directory with iptables for guests (see `GUEST_IPTABLES_DIR` of kata-types); lent to a guest that is asked for its
+    /// packet filter.
+    pub iptables: PathBuf,
 }
 
 /// How the engine's network interfaces become the VM's.

@@ -115,6 +115,9 @@ pub fn load(file: Option<&Path>, prefix: &Path) -> Result<Loaded, ConfigError> {
     if qemu.initrd.as_os_str().is_empty() {
         qemu.initrd = share.join("kata-containers-initrd.img");
     }
+    if config.agent.kata.iptables.as_os_str().is_empty() {
+        config.agent.kata.iptables = share.join("iptables");
+    }
     Ok(Loaded { config, files })
 }
 
@@ -251,6 +254,7 @@ mod tests {
         let q = &l.config.hypervisor.qemu;
         assert_eq!((q.default_memory, q.kernel.as_path(), q.kernel_params.as_str()), (Mib(1024), Path::new("/k"), "a"));
         assert_eq!(q.initrd, Path::new("/p/share/kata-containers/kata-containers-initrd.img"));
+        assert_eq!(l.config.agent.kata.iptables, Path::new("/p/share/kata-containers/iptables"));
         assert_eq!(l.files.len(), 3);
     }
 

@@ -4,7 +4,7 @@
 //! Everything about a mount (read-only above all) is set before it is attached: what is attached appears in the
 //! daemon's namespace at once, as it is then, and later changes do not follow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -101,6 +101,7 @@ struct Shown {
 pub struct Share {
     dir: PathBuf,
     containers: BTreeMap<ContainerId, Shown>,
+    lent: BTreeSet<&'static str>,
     /// Where what is shown is looked for.
     view: View,
     removed: bool,
@@ -117,7 +118,8 @@ impl Share {
         let dir = run_dir.join("share");
         Share::cleanup(&run_dir)?;
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(os("make", &dir))?;
-        let share = Share { dir, containers: BTreeMap::new(), view: View::default(), removed: false };
+        let share =
+            Share { dir, containers: BTreeMap::new(), lent: BTreeSet::new(), view: View::default(), removed: false };
         share.mount_itself().map_err(os("make a share of", &share.dir))?;
         Ok(share)
     }
@@ -259,6 +261,22 @@ impl Share {
             return Err(e);
         }
         Ok(format!("{}/{of}/mounts/{name}", kata_types::GUEST_SHARE_DIR))
+    }
+
+    /// Lends a directory to the guest itself, read-only, as `name`, which must be no container's; it stays until the share ends.
+    /// Lending it again changes nothing.
+    ///
+    /// # Errors
+    /// [`ShareError`]; [`ShareError::Source`] where there is no such directory.
+    pub fn lend(&mut self, name: &'static str, source: &Path) -> Result<(), ShareError> {
+        if self.lent.contains(name) {
+            return Ok(());
+        }
+        let attrs = MountAttrs { private: true, ..attrs(true) };
+        let what = "the directory to be lent to the guest";
+        attach_bind(&self.view, what, source, &self.dir.join(name), attrs, false, Some(true))?;
+        self.lent.insert(name);
+        Ok(())
     }
 
     /// Where on the host the guest's path of something shown is: the share itself, whatever is mounted at its source.

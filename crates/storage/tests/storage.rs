@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         &[
             ("binds_of_files_and_directories", binds_of_files_and_directories),
             ("read_only_means_so_all_the_way_down", read_only_means_so_all_the_way_down),
+            ("what_is_lent_is_there_once_and_read_only", what_is_lent_is_there_once_and_read_only),
             ("unmounting_does_not_reach_the_original", unmounting_does_not_reach_the_original),
             ("root_file_systems", root_file_systems),
             ("an_overlay_of_many_layers", an_overlay_of_many_layers),
@@ -164,6 +165,22 @@ fn read_only_means_so_all_the_way_down() {
     share.remove_all().unwrap();
     assert!(dir.join("sub/x").exists(), "the original's mounts stay");
     umount(&dir.join("sub")).unwrap();
+}
+
+fn what_is_lent_is_there_once_and_read_only() {
+    let dirs = Dirs::new();
+    let dir = dirs.make("tools", &[("a", "lent")]);
+    let mut share = Share::create(&dirs.run()).unwrap();
+    words(share.lend("~tools", &dirs.src("absent")).unwrap_err(), &["lent to the guest", "absent"]);
+    assert!(!share.dir().join("~tools").exists());
+    share.lend("~tools", &dir).unwrap();
+    share.lend("~tools", &dir).unwrap();
+    assert_eq!(mounts_below(&share.dir().join("~tools")).len(), 1);
+    assert_eq!(fs::read_to_string(share.dir().join("~tools/a")).unwrap(), "lent");
+    let e = fs::write(share.dir().join("~tools/b"), "x").unwrap_err();
+    assert_eq!(e.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    share.remove_all().unwrap();
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "lent");
 }
 
 /// Even where the original is a shared mount, as every mount is on a host with systemd.

@@ -18,6 +18,9 @@ pub const AGENT_SERIAL_PORT: &str = "agent.channel.0";
 pub const SHARE_TAG: &str = "kataShared";
 /// Where the guest mounts the share. Below it, `<container>/rootfs` and `<container>/mounts/<n>`.
 pub const GUEST_SHARE_DIR: &str = "/run/kata-containers/shared/containers";
+/// Where the guest finds the iptables that the host lends it when it is asked for rules: below it `xtables-nft-multi`, its loader
+/// `ld.so`, the libraries in `lib` and iptables' extensions in `xtables`. No container's id begins so.
+pub const GUEST_IPTABLES_DIR: &str = "/run/kata-containers/shared/containers/~iptables";
 /// Where the sandbox's shared /dev/shm and other guest-local storage lives in the guest.
 pub const GUEST_SANDBOX_DIR: &str = "/run/kata-containers/sandbox";
 /// Namespaces that containers share, as a spec for the guest names them: `<this>/<kind>` is the sandbox's own, and

@@ -265,6 +265,47 @@ fn collector() -> (String, mpsc::Receiver<Value>) {
 }
 
 #[test]
+fn the_guests_packet_filter_is_read_and_replaced() {
+    let _leaks = Guard::new();
+    let runtime = Runtime::new();
+    let script = "mkdir /tmp/www && echo served >/tmp/www/page && httpd -p 4711 -h /tmp/www && echo up; \
+                  while :; do sleep 0.1; done";
+    runtime.run_detached(&Bundle::busybox(&runtime).sh(script), "filtered");
+    let fetch = || runtime.exec("filtered", "wget -q -T 5 -O - http://127.0.0.1:4711/page").run();
+    wait::until("a server", SOON, || (fetch().out() == "served\n").then_some(()));
+
+    // From a guest that has no iptables: they are lent, with the first question.
+    let iptables = |words: &[&str]| runtime.cmd([&["iptables"], words].concat());
+    let get = |v6: &[&str]| iptables(&[&["get", "--sandbox-id", "filtered"], v6].concat()).ok().out();
+    assert!(!get(&[]).contains("4711"));
+    let rules = |reject: &str| {
+        format!(
+            "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp -m tcp --dport 4711 -j REJECT --reject-with {reject}\nCOMMIT\n"
+        )
+    };
+    let set =
+        |v6: &[&str], rules: &str| iptables(&[&["set", "--sandbox-id", "filtered"], v6, &["-"]].concat()).input(rules);
+    set(&[], &rules("icmp-port-unreachable")).ok();
+    let text = get(&[]);
+    assert!(text.contains("-A INPUT -p tcp -m tcp --dport 4711 -j REJECT"), "{text}");
+    fetch().fails();
+    set(&["--v6"], &rules("icmp6-port-unreachable")).ok();
+    let text = get(&["--v6"]);
+    assert!(text.contains("--dport 4711 -j REJECT --reject-with icmp6-port-unreachable"), "{text}");
+
+    // All or nothing, and what was wrong is said.
+    set(&[], "*filter\n-A NOWHERE -j DROP\nCOMMIT\n").run().fails().complained("iptables-restore ended with ");
+    assert!(get(&[]).contains("4711"));
+    set(&[], "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n").ok();
+    assert_eq!(fetch().out(), "served\n");
+
+    // Upstream's endpoint.
+    let (status, text) = at_socket(&Sandbox::find("filtered").dir.join("shim-monitor.sock"), "/ip6tables");
+    assert!(status == 200 && text.contains("4711"), "{text}");
+    end(&runtime, "filtered");
+}
+
+#[test]
 fn a_start_is_traced_through_host_and_guest() {
     let _leaks = Guard::new();
     let (url, documents) = collector();

@@ -4,8 +4,12 @@ use kata_agent_client::{AgentClient, AgentStream};
 use kata_proto::agent as pb;
 use kata_vmm::AgentAddr;
 
-use super::{Sandbox, lock};
+use super::{MachineState, Sandbox, lock};
 use crate::error::SandboxError;
+use crate::machine;
+
+/// What [`kata_types::GUEST_IPTABLES_DIR`] is called in the share.
+const IPTABLES: &str = "~iptables";
 
 /// The processes on the host that are the machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,6 +77,7 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`].
     pub async fn packet_filter(&self, ipv6: bool) -> Result<Vec<u8>, SandboxError> {
+        self.lend_iptables().await;
         let mut request = pb::GetIPTablesRequest::new();
         request.is_ipv6 = ipv6;
         Ok(self.agent()?.calls().get_ip_tables(request).await?.data)
@@ -83,9 +88,20 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`].
     pub async fn set_packet_filter(&self, ipv6: bool, rules: Vec<u8>) -> Result<Vec<u8>, SandboxError> {
+        self.lend_iptables().await;
         let mut request = pb::SetIPTablesRequest::new();
         request.is_ipv6 = ipv6;
         request.data = rules;
         Ok(self.agent()?.calls().set_ip_tables(request).await?.data)
+    }
+
+    /// Lends the guest the iptables of this installation: our image has none, for they would take memory in every guest and
+    /// few are asked. Before the guest looks for them, because its kernel remembers for a while what was not there. An image
+    /// of the user's may have its own, so it is the guest that says what is missing.
+    async fn lend_iptables(&self) {
+        let MachineState::Running(machine) = &mut *self.machine.lock().await else { return };
+        if let Err(err) = machine.share.lend(IPTABLES, &self.options.config.agent.kata.iptables) {
+            tracing::warn!("the guest gets no iptables from this installation: {}", machine::chain(&err));
+        }
     }
 }
