@@ -171,7 +171,8 @@ fn what_is_lent_is_there_once_and_read_only() {
     let dirs = Dirs::new();
     let dir = dirs.make("tools", &[("a", "lent")]);
     let mut share = Share::create(&dirs.run()).unwrap();
-    words(share.lend("~tools", &dirs.src("absent")).unwrap_err(), &["lent to the guest", "absent"]);
+    let e = share.lend("~tools", &dirs.src("absent")).unwrap_err().to_string();
+    assert!(e.contains("lent to the guest") && e.contains("absent"), "{e}");
     assert!(!share.dir().join("~tools").exists());
     share.lend("~tools", &dir).unwrap();
     share.lend("~tools", &dir).unwrap();
