@@ -13,6 +13,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{JailError, Step, SysError};
 use crate::job::{Job, Kind};
 use crate::launch::{self, Child, IdMaps, JobFds, ProcessIo, Waiting};
+use crate::mounts::Mounts;
 use crate::namespaces::Namespaces;
 use crate::process;
 
@@ -27,6 +28,7 @@ pub struct Container {
     cgroup: Cgroup,
     init: i32,
     init_fd: OwnedFd,
+    mounts: Mounts,
     waiting: Option<Waiting>,
     /// `CLONE_NEW*` of the namespaces that an exec has to join.
     namespaces: i32,
@@ -63,15 +65,17 @@ impl Container {
             })
             .and_then(|(waiting, child)| {
                 let init_fd = child.pidfd.try_clone().step(|| "keeping the init's pidfd".to_owned())?;
-                Ok((waiting, child, init_fd))
+                let mounts = Mounts::of(child.pid)?;
+                Ok((waiting, child, init_fd, mounts))
             });
         match made {
-            Ok((waiting, child, init_fd)) => {
+            Ok((waiting, child, init_fd, mounts)) => {
                 let container = Container {
                     id: id.to_owned(),
                     cgroup,
                     init: child.pid,
                     init_fd,
+                    mounts,
                     waiting: Some(waiting),
                     namespaces: namespaces.flags().bits(),
                     capabilities: spec.Process.get_or_default().Capabilities.clone(),
@@ -206,13 +210,15 @@ impl Container {
         self.cgroup.dir().join("memory.events")
     }
 
-    /// Ends it: kills what is left and removes the cgroup. The mounts go with the last process.
+    /// Ends it: kills what is left, removes the cgroup, and lets the mounts go. Blocking.
     ///
     /// # Errors
-    /// When a process does not die within some seconds.
+    /// When a process does not die within some seconds; the mounts go with the last one then.
     pub fn destroy(self) -> Result<(), JailError> {
         // An init that waits for its start sees the channel close; the kill is for the others.
-        self.cgroup.destroy()
+        self.cgroup.destroy()?;
+        self.mounts.leave();
+        Ok(())
     }
 
     fn state(&self, what: &str) -> JailError {

@@ -11,6 +11,7 @@ mod helper;
 mod hold;
 mod job;
 mod launch;
+mod mounts;
 mod namespaces;
 mod process;
 mod report;

@@ -79,7 +79,8 @@ impl Machine {
         if !debug {
             params.push("quiet".to_owned());
         }
-        params.push("panic=-1".to_owned());
+        // A kernel that has stumbled may serve nobody any more, and would say nothing: it ends, and is told as it was.
+        params.extend(["panic=-1", "oops=panic"].map(str::to_owned));
         params.extend(self.params.iter().map(|&p| p.to_owned()));
         if accel == Accel::Tcg {
             params.extend(self.tcg_params.iter().map(|&p| p.to_owned()));
@@ -110,7 +111,7 @@ mod tests {
     fn kernel_parameters() {
         let q35 = Machine::find("x86_64", "q35").unwrap();
         let params = q35.kernel_params(Accel::Tcg, false, Some(2_500_000), &["a=b".to_owned(), "quiet=no".to_owned()]);
-        assert!(params.starts_with("console=ttyS0 quiet panic=-1 reboot=t"), "{params}");
+        assert!(params.starts_with("console=ttyS0 quiet panic=-1 oops=panic reboot=t"), "{params}");
         assert!(
             params.contains(" tsc_early_khz=2500000 ")
                 && params.contains(" maxcpus=1 ")

@@ -2,6 +2,7 @@
 //! and containers that join another's namespaces.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use kata_testkit::image::BUSYBOX;
 use kata_testkit::leaks::Guard;
 use kata_testkit::runtime::{Runtime, kill9};
 use kata_testkit::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// For what happens at once in a VM that runs, on a slow machine.
@@ -302,5 +305,54 @@ fn cri_os_calls_of_the_oci_command_line() {
     rt.comes_to("pod", "stopped", SOON);
     for id in ["pod", "a"] {
         rt.cmd(["delete", id]).ok();
+    }
+}
+
+/// Has a part of its own file read that nothing has read before, and ends without waiting for it, or for anything else of the
+/// host's.
+const READER: &str = r#"
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+__attribute__((aligned(4096))) const volatile char unread[8 << 20] = {1};
+static long call(long n, long a, long b, long c) {
+    __asm__ volatile("syscall" : "+a"(n) : "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+    return n;
+}
+int main(void) {
+    char c;
+    call(SYS_write, 1, (long)"up\n", 3);
+    long ok = call(SYS_read, 0, (long)&c, 1) == 1;
+    ok = ok && !call(SYS_madvise, (long)unread + (4 << 20), 4 << 20, MADV_WILLNEED);
+    call(SYS_exit_group, !ok, 0, 0);
+}
+"#;
+
+/// Linux ends the superblock of a virtio-fs submount with its last mount, even while something of it is still being read, and
+/// then stumbles over what it has freed (see `mounts` in kata-jail).
+#[test]
+fn a_container_that_ends_while_it_reads_leaves_its_pods_guest_well() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let (pause, other) = (cri_o(&rt, "sandbox", "exit 99"), cri_o(&rt, "container", "exec sleep 1000"));
+    rt.create(&pause, "pod");
+    rt.cmd(["start", "pod"]).ok();
+    rt.run_detached(&other, "other");
+    let reader = cri_o(&rt, "container", "").args(["/reader"]);
+    let program = reader.rootfs().join("reader");
+    Cmd::new("gcc").args(["-static", "-x", "c", "-o"]).arg(program).arg("-").input(READER).ok();
+    let mut run = rt.cmd(["run", "--bundle"]).arg(reader.write()).arg("reader").held_input().start();
+    run.says("up\n");
+    // What is read is read for as long as the file daemon stands still.
+    let files = Pid::from_raw(rt.sandbox("pod").pid("fs"));
+    kill(files, Signal::SIGSTOP).unwrap();
+    run.stdin().write_all(b"x").unwrap();
+    // From here on it is being removed, which waits for what is read.
+    wait::until("the reader's end", SOON, || (rt.status("reader") != "running").then_some(()));
+    kill(files, Signal::SIGCONT).unwrap();
+    run.wait().expect(0);
+    assert!(rt.exec("other", "wc -c < /bin/busybox").ok().out().parse::<u64>().unwrap() > 100_000);
+    for id in ["other", "pod"] {
+        rt.cmd(["delete", "--force", id]).ok();
     }
 }
