@@ -23,7 +23,7 @@ const PACKAGES: [&str; 5] = ["iptables", "libc6", "libmnl0", "libnftnl11", "libx
 /// The program: that of nf_tables, which is what containers' iptables use too.
 const PROGRAM: &str = "xtables-nft-multi";
 /// Its libraries.
-const LIBRARIES: [&str; 4] = ["libc.so.6", "libmnl.so.0", "libnftnl.so.11", "libxtables.so.12"];
+const LIBRARIES: [&str; 5] = ["libc.so.6", "libm.so.6", "libmnl.so.0", "libnftnl.so.11", "libxtables.so.12"];
 /// The beginnings of the names of its extensions; the others are those of arptables and ebtables.
 const EXTENSIONS: [&str; 3] = ["libip6t_", "libipt_", "libxt_"];
 /// The extension that wants more libraries, for a match that our kernel has not.

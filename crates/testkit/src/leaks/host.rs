@@ -53,7 +53,8 @@ pub fn look(roots: &[PathBuf], mut found: impl FnMut(Kind, String, String)) {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     let pool = Pool::now();
     processes(&pool, &mut found);
-    for m in &mounts {
+    let names = mounts.iter().position(Mount::is_of_names);
+    for (_, m) in mounts.iter().enumerate().filter(|(at, _)| Some(*at) != names) {
         found(Kind::Mount, format!("{} ({} {})", m.point, m.kind, m.source), String::new());
     }
     for (inode, who) in network_namespaces(&mounts, &pool) {
@@ -95,6 +96,12 @@ struct Mount {
 }
 
 impl Mount {
+    /// The directory of named network namespaces, which the first `ip netns add` (ip-netns(8)), or a library for containers'
+    /// networks, makes a mount, once after each boot, and which is left so for all that come after.
+    fn is_of_names(&self) -> bool {
+        self.point == NETWORKS[0] && self.kind != "nsfs"
+    }
+
     /// One line of proc_pid_mountinfo(5).
     fn parse(line: &str) -> Option<Mount> {
         let (before, after) = line.split_once(" - ")?;
@@ -216,5 +223,7 @@ mod tests {
         let line = "41 31 0:38 net:[402] /run/netns/x rw shared:3 master:1 - nsfs nsfs rw";
         let m = Mount::parse(line).unwrap();
         assert_eq!((m.root.as_str(), m.point.as_str(), m.kind.as_str()), ("net:[402]", "/run/netns/x", "nsfs"));
+        assert!(!m.is_of_names());
+        assert!(Mount::parse("40 31 0:38 /netns /run/netns rw shared:3 - tmpfs tmpfs rw").unwrap().is_of_names());
     }
 }
