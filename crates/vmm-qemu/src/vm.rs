@@ -274,7 +274,8 @@ impl QemuVm {
         }
     }
 
-    /// Makes the memory device hold `wanted`, and returns what it holds when it has done so or the time is over.
+    /// Makes the memory device hold `wanted`. Returns what it holds when it has grown or the time for that is over; for what the
+    /// guest gives back nobody waits: it does so as it can, which may take it seconds, or until somebody in it frees memory.
     async fn resize_memory(&mut self, wanted: Mib) -> Result<Mib, DeviceError> {
         let operation = "resize the memory";
         let capacity = Mib((self.max_memory - self.boot_memory).0 / MEMORY_STEP.0 * MEMORY_STEP.0);
@@ -304,7 +305,10 @@ impl QemuVm {
                 self.command(operation, "qom-set", set, None).await?;
             }
         }
-        self.hot_memory = Some(wanted);
+        let had = self.hot_memory.replace(wanted);
+        if had.is_some_and(|had| wanted < had) {
+            return Ok(wanted);
+        }
         let deadline = Instant::now() + RESIZE;
         loop {
             let get = json!({ "path": "/machine/peripheral/hotmem", "property": "size" });

@@ -443,8 +443,12 @@ fn memory_grows_and_shrinks() {
             println!("  grew in {:?}", begin.elapsed());
             let grown = total(&mut shell) - before;
             assert!((316..=322).contains(&grown), "{grown} MiB more");
-            let less = vm.resize(ask(256)).await.unwrap().memory;
-            assert!(less >= Mib(256) && less < Mib(514), "{less}");
+            assert_eq!(vm.resize(ask(256)).await.unwrap().memory, Mib(256));
+            shell.until_ok(
+                &format!("test $(awk '/MemTotal/{{print $2}}' /proc/meminfo) -lt $((1024 * {}))", before + grown - 100),
+                BOOT,
+            );
+            assert_eq!(vm.resize(ask(385)).await.unwrap().memory, Mib(386), "and again more");
             let e = vm.resize(ask(1025)).await.unwrap_err();
             assert!(matches!(e, ResizeError::OverMaximum { .. }), "{e}");
             assert!(e.to_string().contains("1025 MiB") && e.to_string().contains("1024 MiB"), "{e}");

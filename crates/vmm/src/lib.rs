@@ -72,7 +72,8 @@ pub trait Vm: Send + Sync {
     async fn detach(&mut self, id: &DeviceId) -> Result<(), DeviceError>;
 
     /// Changes memory and CPUs; returns what the VM has afterwards (it may be less than asked for, never an error
-    /// for that reason alone). CPUs that must still be onlined by the agent count as present.
+    /// for that reason alone). CPUs that must still be onlined by the agent count as present. Memory that the guest is to give
+    /// back comes when the guest can do without it, and counts as given.
     async fn resize(&mut self, to: Resources) -> Result<Resources, ResizeError>;
 
     /// The VMM's threads that run the guest's CPUs, by the ids that they have for this process.

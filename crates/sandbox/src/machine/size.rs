@@ -43,7 +43,7 @@ impl Machine {
     }
 
     /// Takes away what is beyond this and beyond what it began with; it does not grow here. The guest gives back memory as
-    /// far as it can within a few seconds; the rest comes when it is free, and what came is in the log.
+    /// it can; nobody waits for that, for the next container may be waiting for this machine.
     pub async fn shrink(&mut self, memory: Mib, vcpus: u32) {
         let want = Resources {
             memory: memory.max(self.least.memory).min(self.has.memory),
@@ -68,7 +68,7 @@ impl Machine {
         match self.vm.resize(want).await {
             Ok(got) => {
                 self.has = got;
-                tracing::info!(?had, wanted = ?want, ?got, "the machine has shrunk");
+                tracing::info!(?had, has = ?got, "the machine shrinks");
             }
             Err(err) => tracing::warn!("the machine keeps its size: {}", chain(&err)),
         }
