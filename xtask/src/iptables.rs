@@ -31,11 +31,11 @@ const NOT: &str = "libxt_connlabel.so";
 /// Named last of what is written, so that a directory with it is whole.
 const DONE: &str = "packages.txt";
 
-/// The pieces of an installation: from the cache, or downloaded now. Without a network, and none kept, there are none: a guest
-/// that is asked for its packet filter says then that it has no iptables.
+/// The pieces of an installation: from the cache, or downloaded now. Where that is not possible (no network, no Debian), and none is
+/// kept, there are none, which is said: a guest that is asked for its packet filter then says that it has no iptables.
 ///
 /// # Errors
-/// Packages that are not as expected, or a cache that cannot be written.
+/// A cache that cannot be used.
 pub fn pieces() -> Result<Vec<Piece>> {
     let Some(dir) = get()? else { return Ok(Vec::new()) };
     let mut pieces = Vec::new();
@@ -60,27 +60,34 @@ fn get() -> Result<Option<PathBuf>> {
     let home = paths::cache_dir().join("iptables");
     fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
     let _lock = lock(&home.join("lock"))?;
+    // Old package lists name files that the mirror has no more.
+    let found = newest(&home).or_else(|_| deps::update_lists().and_then(|()| newest(&home)));
+    remove_tree(&home.join("work"))?;
+    Ok(found.map_or_else(
+        |err| {
+            let kept = newest_kept(&home);
+            let instead =
+                kept.as_ref().map_or("guests get none".to_owned(), |dir| format!("{} is used", dir.display()));
+            eprintln!("    no iptables for guests: {err:#}; {instead}");
+            kept
+        },
+        Some,
+    ))
+}
+
+/// The one that apt offers: from the cache, or made now.
+fn newest(home: &Path) -> Result<PathBuf> {
     let work = home.join("work");
     remove_tree(&work)?;
     fs::create_dir_all(&work)?;
-    let packages = match offered(&work).or_else(|_| deps::update_lists().and_then(|()| offered(&work))) {
-        Ok(packages) => packages,
-        Err(err) => {
-            let kept = newest_kept(&home);
-            let what =
-                kept.as_ref().map_or("guests get no iptables".to_owned(), |dir| format!("{} is used", dir.display()));
-            eprintln!("    {err:#}; {what}");
-            return Ok(kept);
-        }
-    };
+    let packages = offered(&work)?;
     let dir = home.join(key(&packages));
     if !dir.join(DONE).exists() {
         run::step("getting iptables for guests", || make(&work, &packages))?;
         remove_tree(&dir)?;
         fs::rename(work.join("done"), &dir).with_context(|| format!("cannot keep {}", dir.display()))?;
     }
-    remove_tree(&work)?;
-    Ok(Some(dir))
+    Ok(dir)
 }
 
 /// What apt would download: the packages' names, versions and digests, a line each.
@@ -88,17 +95,22 @@ fn offered(work: &Path) -> Result<String> {
     let mut apt = run::cmd("apt-get", ["-q", "download", "--print-uris"]);
     // Where one of them lies already it would not be named.
     let text = run::output(apt.args(PACKAGES).current_dir(work)).context("apt has no iptables to download")?;
-    let mut lines: Vec<String> = text
-        .lines()
-        .filter_map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let [_uri, file, _size, digest] = words.as_slice() else { return None };
-            Some(format!("{file} {digest}\n"))
+    let packages = parse(&text);
+    ensure!(packages.lines().count() == PACKAGES.len(), "apt offers not all of the packages {}", PACKAGES.join(", "));
+    Ok(packages)
+}
+
+/// File and digest of each line `'URI' FILE SIZE DIGEST`, in order.
+fn parse(uris: &str) -> String {
+    let words = uris.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut lines: Vec<String> = words
+        .filter_map(|words| match words[..] {
+            [_uri, file, _size, digest] => Some(format!("{file} {digest}\n")),
+            _ => None,
         })
         .collect();
-    ensure!(lines.len() == PACKAGES.len(), "apt offers {} of the packages {}", lines.len(), PACKAGES.join(", "));
     lines.sort();
-    Ok(lines.concat())
+    lines.concat()
 }
 
 fn key(packages: &str) -> String {
@@ -194,4 +206,33 @@ fn check(done: &Path) -> Result<()> {
     let version = with(&["--argv0", "iptables-save", &program, "--version"])?;
     ensure!(version.contains("nf_tables"), "iptables for guests says {version:?}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_is_another_directory() {
+        let uris = |version: &str| {
+            parse(&format!(
+                "Reading lists...\n'http://d/b_2.deb' b_2_amd64.deb 10 SHA256:bb\n'http://d/a.deb' a_{version}.deb 9 SHA256:aa\n"
+            ))
+        };
+        assert_eq!(uris("1"), "a_1.deb SHA256:aa\nb_2_amd64.deb SHA256:bb\n");
+        assert_ne!(key(&uris("1")), key(&uris("2")));
+    }
+
+    #[test]
+    fn a_link_that_leads_out_of_the_packages_is_none_of_theirs() {
+        let dir = std::env::temp_dir().join(format!("xtask-iptables-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let root = fs::canonicalize(&dir).unwrap();
+        fs::write(root.join("lib.so.1.2"), "").unwrap();
+        std::os::unix::fs::symlink("lib.so.1.2", root.join("lib.so.1")).unwrap();
+        std::os::unix::fs::symlink("/bin/sh", root.join("out")).unwrap();
+        let good = |name: &str| leads_to_a_file(&root.join(name), &root);
+        assert!(good("lib.so.1.2") && good("lib.so.1") && !good("out") && !good("absent"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }
