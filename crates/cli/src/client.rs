@@ -40,6 +40,8 @@ pub enum Stats {
 pub enum Failure {
     /// The daemon does not know it, or it has ended.
     NotFound(String),
+    /// The connection has ended without an answer.
+    Lost(String),
     /// Anything else.
     Other(String),
 }
@@ -48,6 +50,7 @@ impl From<Failure> for CliError {
     fn from(f: Failure) -> CliError {
         match f {
             Failure::NotFound(text) | Failure::Other(text) => CliError::Daemon(text),
+            Failure::Lost(text) => CliError::Lost(text),
         }
     }
 }
@@ -58,7 +61,7 @@ fn failure(err: ttrpc::Error) -> Failure {
             Failure::NotFound(status.message().to_owned())
         }
         ttrpc::Error::RpcStatus(status) => Failure::Other(status.message().to_owned()),
-        other => Failure::Other(format!("the sandbox's daemon is gone: {other}")),
+        other => Failure::Lost(format!("the sandbox's daemon is gone: {other}")),
     }
 }
 

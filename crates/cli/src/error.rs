@@ -62,6 +62,9 @@ pub enum CliError {
     /// The daemon refused; its words.
     #[error("{0}")]
     Daemon(String),
+    /// The daemon has not answered, and never will.
+    #[error("{0}")]
+    Lost(String),
     /// What a crash has left could not be removed.
     #[error(transparent)]
     Cleanup(#[from] kata_sandbox::CleanupError),

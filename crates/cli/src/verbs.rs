@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kata_oci::Hook;
 use kata_oci::{State, Status};
-use kata_sandbox::{StateFile, cleanup_container, run_hooks};
+use kata_sandbox::{StateFile, cleanup_container, has_died, run_hooks};
 
 use crate::args::Format;
 use crate::client::{Daemon, Failure};
@@ -75,7 +75,7 @@ async fn look(store: &Store, id: &str) -> Result<State, CliError> {
             }
             // It serves, but has no container: it is being made.
             Err(Failure::NotFound(_)) => state.status = Status::Creating,
-            Err(Failure::Other(_)) => {}
+            Err(Failure::Lost(_) | Failure::Other(_)) => {}
         }
     }
     if let Ok(Some(file)) = StateFile::load(&run_dir)
@@ -137,6 +137,8 @@ pub async fn delete(store: &Store, id: &str, force: bool) -> Result<u8, CliError
             Err(err @ CliError::State { .. }) => return Err(err),
             // A daemon that cannot do it is cleaned up after.
             Err(err) if force => eprintln!("kata-runtime: {err}"),
+            // One that is dead is cleaned up after, also if that is so only since it was asked.
+            Err(CliError::Lost(_)) if has_died(&run_dir) => {}
             Err(err) => return Err(err),
         }
         if hooks_ran {

@@ -16,6 +16,8 @@ use crate::key::task_socket;
 use crate::retire::retired;
 use crate::state::{ProcessRecord, StateError, StateFile};
 
+/// How long a daemon may take to die that has stopped answering because it was killed: it closes what it has open, one by one.
+const DIES_WITHIN: Duration = Duration::from_secs(2);
 /// How long killed processes may take to go.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// How long somebody else's clean-up of the same sandbox may take: of several containers, one after the other.
@@ -110,6 +112,27 @@ pub fn cleanup_container(run_dir: &Path, id: &str, cgroups_path: Option<&str>) -
     Ok(Remains { state: Some(before), damaged: None })
 }
 
+/// Whether the daemon of a sandbox that broke off the connection has died. It may be dying: until a killed process has closed its
+/// listening socket, connections are made to it that nobody will serve. Blocks for a moment then.
+pub fn has_died(run_dir: &Path) -> bool {
+    died_within(run_dir, DIES_WITHIN)
+}
+
+fn died_within(run_dir: &Path, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    loop {
+        let state = StateFile::load(run_dir).ok().flatten();
+        let lives = match state.and_then(|state| state.daemon) {
+            Some(daemon) => daemon.alive(),
+            None => daemon_by_its_socket(run_dir).is_some(),
+        };
+        if !lives || Instant::now() >= deadline {
+            return !lives;
+        }
+        std::thread::sleep(TURN_STEP);
+    }
+}
+
 /// Waits for our turn in this directory, and keeps it as long as what is returned; `None`: there is no such directory.
 pub(crate) fn turn(run_dir: &Path, within: Duration) -> Result<Option<OwnedFd>, CleanupError> {
     let failed = |source: Errno| CleanupError::Turn { dir: run_dir.to_owned(), source: source.into() };
@@ -169,6 +192,25 @@ fn daemon_by_its_socket(run_dir: &Path) -> Option<ProcessRecord> {
 mod tests {
     use super::*;
     use crate::state::ContainerRecord;
+
+    #[test]
+    fn a_daemon_that_is_dying_is_waited_for_and_one_that_lives_is_not_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(has_died(dir.path()), "nobody is there");
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut state = StateFile::new("x");
+        state.daemon = ProcessRecord::of(child.id().cast_signed());
+        state.save(dir.path()).unwrap();
+        assert!(!died_within(dir.path(), Duration::from_millis(50)));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(100));
+                child.kill().unwrap();
+                child.wait().unwrap();
+            });
+            assert!(died_within(dir.path(), Duration::from_secs(60)));
+        });
+    }
 
     #[test]
     fn a_dead_sandboxs_containers_go_one_by_one() {

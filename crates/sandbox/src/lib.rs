@@ -32,7 +32,7 @@ mod sweep;
 mod systemd;
 mod template;
 
-pub use cleanup::{CleanupError, Remains, cleanup, cleanup_container};
+pub use cleanup::{CleanupError, Remains, cleanup, cleanup_container, has_died};
 pub use error::SandboxError;
 pub use events::{Event, Events};
 pub use found::{Found, find};

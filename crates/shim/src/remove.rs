@@ -1,12 +1,11 @@
 //! Taking one container out of a sandbox that goes on, for a containerd that has lost sight of it.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
-use kata_sandbox::task_socket;
+use kata_sandbox::{has_died, task_socket};
 use ttrpc::Code;
 use ttrpc::context::with_duration;
 
@@ -35,7 +34,7 @@ pub fn from_living(run_dir: &Path, id: &str) -> Option<Result<api::DeleteRespons
         let done = remove(&task, id).await;
         // One that has ended just now has said nothing of it.
         let said = matches!(done, Ok(_) | Err(ttrpc::Error::RpcStatus(_)));
-        (said || UnixStream::connect(task_socket(run_dir)).is_ok()).then(|| done.map_err(failure))
+        (said || !has_died(run_dir)).then(|| done.map_err(failure))
     })
 }
 

@@ -143,7 +143,7 @@ fn a_task_lives_through_every_call_and_its_events_come_in_order() {
             "/tasks/delete",
         ],
     );
-    events.signal(nix::sys::signal::Signal::SIGINT);
+    events.signal(nix::sys::signal::Signal::SIGTERM);
     events.wait();
 }
 

@@ -75,6 +75,25 @@ fn the_daemon() {
     lost(&sleeper(&rt), &rt, |rt, id| kill9(rt.sandbox(id).pid("daemon")), "daemon");
 }
 
+/// A process that is killed takes connections until it has closed its sockets, and docker deletes at once.
+#[test]
+fn the_daemon_that_a_delete_has_just_asked() {
+    let _leaks = Guard::new();
+    let rt = Runtime::new();
+    let bundle = sleeper(&rt);
+    rt.run_detached(&bundle, "victim");
+    let daemon = rt.sandbox("victim").pid("daemon");
+    kill(Pid::from_raw(daemon), Signal::SIGSTOP).unwrap();
+    let delete = rt.cmd(["delete", "victim"]).start();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", delete.pid())).into_iter().flatten().flatten();
+    let is_socket =
+        |path: PathBuf| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    wait::until("a request", TOLD_WITHIN, || open().any(|e| is_socket(e.path())).then_some(()));
+    kill9(daemon);
+    delete.wait().expect(0);
+    rt.cmd(["state", "victim"]).run().fails().complained("does not exist");
+}
+
 #[test]
 fn everything_at_once() {
     let _leaks = Guard::new();

@@ -116,7 +116,7 @@ fn statistics_and_out_of_memory_kills_reach_containerd() {
 
     containerd.ctr(["task", "delete", "--force", "counted"]).run();
     containerd.ctr(["container", "delete", "counted"]).ok();
-    events.signal(Signal::SIGINT);
+    events.signal(Signal::SIGTERM);
     events.wait();
     containerd.holds_nothing();
 }

@@ -105,3 +105,14 @@ impl Sandbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lent_is_where_the_guest_looks() {
+        assert_eq!(format!("{}/{IPTABLES}", kata_types::GUEST_SHARE_DIR), kata_types::GUEST_IPTABLES_DIR);
+        assert!(kata_types::ContainerId::new(IPTABLES).is_err(), "no container's");
+    }
+}
