@@ -82,6 +82,10 @@ async fn look(store: &Store, id: &str) -> Result<State, CliError> {
         && let Some(record) = file.containers.get(id)
     {
         state.annotations.clone_from(&record.annotations);
+        // It has been made, has ended, and is being deleted.
+        if record.exit_status.is_some() {
+            state.status = Status::Stopped;
+        }
     }
     Ok(state)
 }

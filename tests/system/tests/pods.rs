@@ -348,7 +348,7 @@ fn a_container_that_ends_while_it_reads_leaves_its_pods_guest_well() {
     kill(files, Signal::SIGSTOP).unwrap();
     run.stdin().write_all(b"x").unwrap();
     // From here on it is being removed, which waits for what is read.
-    wait::until("the reader's end", SOON, || (rt.status("reader") != "running").then_some(()));
+    wait::until("the reader's end", SOON, || (rt.status("reader") == "stopped").then_some(()));
     kill(files, Signal::SIGCONT).unwrap();
     run.wait().expect(0);
     assert!(rt.exec("other", "wc -c < /bin/busybox").ok().out().parse::<u64>().unwrap() > 100_000);
