@@ -38,7 +38,7 @@ pub fn get(arch: &str) -> Result<DistroKernel> {
     fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
     let package = match resolve(meta) {
         Ok(package) => package,
-        Err(err) => match newest_kept(&home)? {
+        Err(err) => match newest_kept(&home) {
             Some(dir) => {
                 eprintln!("    {err:#}; the cached {} is used", dir.display());
                 return load(&dir);
@@ -78,16 +78,9 @@ fn resolve(meta: &str) -> Result<String> {
     find()
 }
 
-fn newest_kept(home: &Path) -> Result<Option<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(home)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("linux-image-") && entry.path().join("modules.txt").exists()
-        {
-            found.push((entry.metadata()?.modified()?, entry.path()));
-        }
-    }
-    found.sort();
-    Ok(found.pop().map(|(_, path)| path))
+fn newest_kept(home: &Path) -> Option<PathBuf> {
+    let is_one = |dir: &Path| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("linux-image-"));
+    paths::newest(home, "modules.txt", is_one)
 }
 
 fn download(package: &str, dir: &Path, home: &Path) -> Result<()> {

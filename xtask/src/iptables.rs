@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
@@ -65,7 +64,7 @@ fn get() -> Result<Option<PathBuf>> {
     remove_tree(&home.join("work"))?;
     Ok(found.map_or_else(
         |err| {
-            let kept = newest_kept(&home);
+            let kept = paths::newest(&home, DONE, |_| true);
             let instead =
                 kept.as_ref().map_or("guests get none".to_owned(), |dir| format!("{} is used", dir.display()));
             eprintln!("    no iptables for guests: {err:#}; {instead}");
@@ -121,16 +120,6 @@ fn key(packages: &str) -> String {
 /// The dynamic loader's name on this architecture.
 fn loader() -> &'static str {
     if cfg!(target_arch = "aarch64") { "ld-linux-aarch64.so.1" } else { "ld-linux-x86-64.so.2" }
-}
-
-fn newest_kept(home: &Path) -> Option<PathBuf> {
-    let mut found: Vec<(SystemTime, PathBuf)> = fs::read_dir(home)
-        .ok()?
-        .flatten()
-        .filter_map(|e| Some((e.path().join(DONE).metadata().ok()?.modified().ok()?, e.path())))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
 }
 
 /// Downloads the packages and puts together what is lent, in `work`/done.

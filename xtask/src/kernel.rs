@@ -126,15 +126,7 @@ fn source_version() -> Option<String> {
 /// The newest kept kernel made from these fragments, whatever the version of the source.
 fn newest_of(fragments: &Fragments) -> Option<PathBuf> {
     let digest = fragments.digest();
-    let mut found: Vec<(SystemTime, PathBuf)> = fs::read_dir(home())
-        .ok()?
-        .flatten()
-        .filter(|e| fs::read_to_string(e.path().join("inputs")).is_ok_and(|text| text.lines().any(|l| l == digest)))
-        .map(|e| e.path().join("vmlinux"))
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
+    paths::newest(&home(), "vmlinux", |dir| paths::made_of(dir, &digest)).map(|dir| dir.join("vmlinux"))
 }
 
 fn make(fragments: &Fragments, version: &str, work: &Path) -> Result<()> {

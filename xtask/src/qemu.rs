@@ -12,7 +12,6 @@ mod source;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 
@@ -160,14 +159,7 @@ fn build(recipe: &Recipe, version: Version) -> Result<PathBuf> {
 /// The newest that is kept of this recipe, whatever the versions of source and libraries.
 fn newest_of(recipe: &Recipe, version: Version) -> Option<PathBuf> {
     let digest = recipe.digest(version);
-    let mut found: Vec<(SystemTime, PathBuf)> = fs::read_dir(home())
-        .ok()?
-        .flatten()
-        .filter(|e| fs::read_to_string(e.path().join("inputs")).is_ok_and(|text| text.lines().any(|l| l == digest)))
-        .filter_map(|e| Some((e.path().join("inputs").metadata().ok()?.modified().ok()?, e.path())))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
+    paths::newest(&home(), "inputs", |dir| paths::made_of(dir, &digest))
 }
 
 /// What ends up inside the binary, for the key and for the package's `Built-Using`: binary package, its version,
